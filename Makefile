@@ -1,0 +1,45 @@
+# Every target sets up what it needs: a Python of 3.11 or newer with pip is enough.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-slow lint format bench docs clean
+help:
+	@echo "make demo       two-digit demo: table and plots in outputs/ (under 3 minutes)"
+	@echo "make test       the test suite (under 8 minutes on 2 cores)"
+	@echo "make test-slow  the longer checks"
+	@echo "make lint       ruff and pyright;  make format rewrites the files"
+	@echo "make bench      the benchmarks, as ratios measured in one run"
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("dtp_jax needs Python 3.11 or newer; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+# One stamp per extra: an install is repeated only when pyproject.toml changes.
+.venv/.installed-%: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@touch $@
+
+demo: .venv/.installed-examples
+	$(BIN)/python -m examples.two_digits
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: .venv/.installed-test
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.installed-examples
+	$(BIN)/python -m benchmarks.dtp_step
+	$(BIN)/python -m benchmarks.gramian
+
+clean:
+	rm -rf .venv outputs

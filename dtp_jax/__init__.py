@@ -1,0 +1,18 @@
+"""Dynamic Task Prioritization and multi-task balancing for JAX and optax."""
+
+from dtp_jax import balancers as balancers
+from dtp_jax import curricula as curricula
+from dtp_jax import diagnostics as diagnostics
+from dtp_jax._balance import BalanceState as BalanceState
+from dtp_jax._balance import balance as balance
+from dtp_jax._base import Balancer as Balancer
+from dtp_jax._prioritization import (
+    dynamic_task_prioritization as dynamic_task_prioritization,
+)
+from dtp_jax.gradients import TaskGradients as TaskGradients
+from dtp_jax.gradients import task_gradients as task_gradients
+from dtp_jax.kpi import KpiState as KpiState
+from dtp_jax.kpi import combine_losses as combine_losses
+from dtp_jax.kpi import focal_weights as focal_weights
+from dtp_jax.kpi import init_kpis as init_kpis
+from dtp_jax.kpi import update_kpis as update_kpis

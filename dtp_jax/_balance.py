@@ -1,0 +1,200 @@
+"""The link from a balancer on losses to an optimizer on parameters."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dtp_jax._base import (
+    Balancer,
+    TaskLayout,
+    checked_balancer,
+    task_layout,
+    transformation,
+)
+from dtp_jax.gradients import TaskGradients, check_stacked
+from dtp_jax.kpi import check_kpis
+
+Heads = Literal["weights", "preferences"]
+
+
+class BalanceState(NamedTuple):
+    """State of `balance`."""
+
+    task_weights: Any  # the weights of the last step, a pytree like the tasks
+    preferences: Any  # the state of the balancer that ran first
+    balancer: Any  # the state of the balancer
+
+
+def balance(
+    balancer: Balancer,
+    tasks: Any,
+    *,
+    preferences: Balancer | None = None,
+    heads: Heads = "weights",
+) -> optax.GradientTransformationExtraArgs:
+    """Turns a balancer into a link of an optimizer's chain.
+
+    The link takes the gradients of T tasks and returns one gradient, that of
+    ``sum_t w_t L_t`` with the weights that the balancer chose. Put it first:
+    ``optax.chain(balance(...), optax.clip_by_global_norm(1.0), optax.adam(1e-3))``.
+    Clipping or momentum before it would act on something else than a gradient;
+    `optax.MultiSteps`, `optax.apply_if_finite` and the like go after it, not around.
+
+    Its `update` takes a `TaskGradients`, or a pytree like the parameters with leaves
+    ``[T, *param]`` (then `params` is required, and ``losses=`` where a method reads
+    them), and these extra arguments:
+
+    * ``kpis``: a pytree like the tasks; None or NaN means "not observed";
+    * ``task_mask``: booleans like the tasks; a task that is False has no influence on
+      this step: its weight is zero and its KPI counts as not observed;
+    * what else the balancer asks for, such as ``key``.
+
+    A task whose loss is not finite is treated like a masked one, and so is one whose
+    stacked gradient is not. With a `TaskGradients` of `task_gradients` all tasks share
+    one backward pass, in which zero times NaN may still reach shared parameters: chain
+    `optax.apply_if_finite` after this link to drop such a step.
+
+    Args:
+        balancer: A balancer, or an optax chain of balancers and transformations.
+        tasks: Names, for losses given as ``{name: scalar}``; an int T, for losses given
+            as one [T] array; or an example pytree of the losses. The weights are
+            float64 if the example is, else float32.
+        preferences: A balancer that runs first. Its weights are the preferences that
+            `balancer` starts from, in place of ones.
+        heads: What the parameters outside of `shared` (see `task_gradients`) get:
+            "weights", the final weights; "preferences", the preferences only, which are
+            the unscaled gradients that several papers ask for.
+
+    Returns:
+        A gradient transformation whose state holds ``task_weights``:
+        ``optax.tree.get(opt_state, "task_weights")``.
+
+    Raises:
+        ValueError: If `tasks` or `heads` cannot be read; from `update`, if losses,
+            gradients, KPIs or a restored state do not match the tasks.
+        TypeError: If `balancer` is not a balancer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dtp_jax import balancers, task_gradients
+        >>> def losses_fn(params):
+        ...     return {"a": jnp.sum(params**2), "b": jnp.sum(params)}
+        >>> params = jnp.ones(2)
+        >>> tx = balance(balancers.focal(gamma=0.0), ["a", "b"])
+        >>> gradients = task_gradients(losses_fn)(params)
+        >>> kpis = {"a": 1.0, "b": 0.5}
+        >>> updates, _ = tx.update(gradients, tx.init(params), params, kpis=kpis)
+        >>> [round(update, 4) for update in updates.tolist()]
+        [0.6931, 0.6931]
+    """
+    layout = task_layout(tasks)
+    balancer = checked_balancer("balancer", balancer)
+    first = checked_balancer(
+        "preferences", optax.identity() if preferences is None else preferences
+    )
+    if heads not in get_args(Heads):
+        raise ValueError(f"heads must be 'weights' or 'preferences', got {heads!r}.")
+
+    def init(params: Any) -> BalanceState:
+        del params
+        zeros = layout.full(0.0)
+        return BalanceState(layout.full(1.0), first.init(zeros), balancer.init(zeros))
+
+    def update(
+        updates: Any,
+        state: BalanceState,
+        params: Any = None,
+        *,
+        losses: Any = None,
+        kpis: Any = None,
+        task_mask: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, BalanceState]:
+        _check_state(state, jax.eval_shape(init, None), layout)
+        gradients = _task_gradients(updates, params, losses, layout)
+        losses = gradients.losses if losses is None else losses
+        active = jnp.ones((layout.num_tasks,), bool)
+        if task_mask is not None:
+            active &= layout.vector("task_mask", task_mask, dtype=bool)
+        if losses is not None:
+            loss = layout.vector("losses", losses)
+            active &= jnp.isfinite(loss)
+            # What is not finite must not enter a state, not even times zero.
+            losses = layout.tree(jnp.where(active, loss, 1))
+        finite = gradients.finite()
+        if finite is not None:
+            active &= finite
+        if kpis is not None:
+            check_kpis(kpis, layout)
+            observed = jnp.where(active, layout.vector("kpis", kpis), jnp.nan)
+            extra_args["kpis"] = layout.tree(observed)
+
+        wanted = layout.tree(jnp.asarray(active, layout.dtype))
+        wanted, first_state = first.update(
+            wanted, state.preferences, losses, task_gradients=gradients, **extra_args
+        )
+        wanted = _only(active, wanted, layout)
+        weights, balancer_state = balancer.update(
+            wanted, state.balancer, losses, task_gradients=gradients, **extra_args
+        )
+        weights = jax.lax.stop_gradient(_only(active, weights, layout))
+        combined = gradients.combine(
+            weights, wanted if heads == "preferences" else None
+        )
+        return combined, BalanceState(weights, first_state, balancer_state)
+
+    return transformation(init, update)
+
+
+def _only(active: jax.Array, weights: Any, layout: TaskLayout) -> Any:
+    return layout.tree(jnp.where(active, layout.vector("weights", weights), 0))
+
+
+def _task_gradients(
+    updates: Any, params: Any, losses: Any, layout: TaskLayout
+) -> TaskGradients:
+    if isinstance(updates, TaskGradients):
+        if updates.losses is not None:
+            layout.check("The losses", updates.losses)
+        if updates.num_tasks != layout.num_tasks:
+            raise ValueError(
+                f"The gradients are of {updates.num_tasks} tasks, but the link was made "
+                f"for the {layout.num_tasks} tasks {', '.join(layout.names)}."
+            )
+        if params is not None:
+            updates.check_params(params)
+        return updates
+    if params is None:
+        raise ValueError(
+            "A plain pytree of stacked gradients needs the parameters to be checked "
+            "against: call update(gradients, state, params), or pass a TaskGradients "
+            "of dtp_jax.task_gradients."
+        )
+    check_stacked(updates, params, layout.num_tasks)
+    stacked = TaskGradients.from_stacked(updates)
+    if losses is None:
+        return stacked
+    return TaskGradients.from_stacked(
+        updates, layout.tree(layout.vector("losses", losses))
+    )
+
+
+def _check_state(state: Any, expected: Any, layout: TaskLayout) -> None:
+    found = None
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        found = f"its structure is {jax.tree.structure(state)}"
+    else:
+        ours = jax.tree_util.tree_flatten_with_path(expected)[0]
+        for (path, leaf), restored in zip(ours, jax.tree.leaves(state), strict=True):
+            if jnp.shape(restored) != leaf.shape:
+                name = jax.tree_util.keystr(path)
+                shapes = f"{list(jnp.shape(restored))}, expected {list(leaf.shape)}"
+                found = f"{name} has shape {shapes}"
+    if found is not None:
+        raise ValueError(
+            f"The optimizer state does not fit the {layout.num_tasks} tasks "
+            f"{', '.join(layout.names)}: {found}. Was it saved with other tasks or "
+            "another balancer? Restore it with the same ones, or call init again."
+        )

@@ -1,0 +1,358 @@
+"""The contracts: what a task is, what a balancer is, and how both are checked."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# A balancer is an optax transformation whose parameters are the losses and whose
+# updates are the task weights: `init(losses)` and
+# `update(preferences, state, losses, **extra_args) -> (weights, state)`.
+Balancer = optax.GradientTransformationExtraArgs
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskLayout:
+    """How T tasks lie in a pytree.
+
+    The order of the tasks is always that of `jax.tree.leaves`.
+
+    Attributes:
+        treedef: The structure of the pytree.
+        shapes: The shape of each leaf; its elements are tasks of their own.
+        dtype: float64 if a leaf has it, else float32.
+    """
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: Any
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of tasks in each leaf."""
+        return [int(np.prod(shape)) for shape in self.shapes]
+
+    @property
+    def num_tasks(self) -> int:
+        """The number of tasks T."""
+        return sum(self.sizes)
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each task: its path, and its index if its leaf holds several."""
+        indices = self.treedef.unflatten(range(len(self.shapes)))
+        names = []
+        for path, leaf in jax.tree_util.tree_flatten_with_path(indices)[0]:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if self.shapes[leaf] == ():
+                names.append(name or "0")
+            else:
+                prefix = f"{name}/" if name else ""
+                names += [f"{prefix}{i}" for i in range(self.sizes[leaf])]
+        return names
+
+    def tree(self, vector: jax.Array) -> Any:
+        """Turns a [T] vector into the pytree of the tasks."""
+        pieces = jnp.split(vector, np.cumsum(self.sizes)[:-1].tolist())
+        leaves = [p.reshape(s) for p, s in zip(pieces, self.shapes, strict=True)]
+        return self.treedef.unflatten(leaves)
+
+    def full(self, value: float) -> Any:
+        """The pytree of the tasks filled with one value."""
+        leaves = [jnp.full(shape, value, self.dtype) for shape in self.shapes]
+        return self.treedef.unflatten(leaves)
+
+    def vector(
+        self, name: str, tree: Any, *, dtype: Any = None, or_vector: bool = False
+    ) -> jax.Array:
+        """Turns a pytree of the tasks into a [T] vector.
+
+        Args:
+            name: What the user calls the pytree, for the messages.
+            tree: A pytree like the tasks, in which None stands for NaN, or
+                for False or 0 where the dtype has no NaN.
+            dtype: Of the answer; None for that of the layout.
+            or_vector: Whether one array of T elements, in the order of
+                `jax.tree.leaves`, will do for tasks that have names too.
+
+        Returns:
+            A [T] vector.
+
+        Raises:
+            ValueError: If the pytree does not fit, saying which task is missing or
+                unknown.
+        """
+        dtype = self.dtype if dtype is None else dtype
+        leaves = self._leaves(name, tree, or_vector=or_vector)
+        missing = jnp.nan if jnp.issubdtype(dtype, jnp.floating) else 0
+        arrays = [
+            jnp.full(shape, missing, dtype) if leaf is None else leaf
+            for leaf, shape in zip(leaves, self.shapes, strict=True)
+        ]
+        return jnp.concatenate([jnp.asarray(a, dtype).reshape(-1) for a in arrays])
+
+    def check(self, name: str, tree: Any) -> None:
+        """Checks that a pytree has this layout: its structure and its shapes.
+
+        Args:
+            name: What the user calls the pytree, for the messages.
+            tree: The pytree to check.
+
+        Raises:
+            ValueError: If it does not fit, saying which task is missing or unknown.
+        """
+        self._leaves(name, tree, or_vector=False)
+
+    def _leaves(self, name: str, tree: Any, *, or_vector: bool) -> list[Any]:
+        one_array = jax.tree_util.treedef_is_leaf(self.treedef)
+        if or_vector and _is_array(tree) and jnp.shape(tree) == (self.num_tasks,):
+            return jax.tree.leaves(self.tree(jnp.asarray(tree)))
+        if one_array and isinstance(tree, (list, tuple)):
+            # Tasks in one array: a sequence of numbers means the same.
+            numbers = [jnp.nan if leaf is None else leaf for leaf in tree]
+            tree = jnp.stack([jnp.asarray(number) for number in numbers])
+        leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
+        if treedef != self.treedef:
+            raise ValueError(self._structure_message(name, tree, treedef))
+        for leaf, shape, path in zip(leaves, self.shapes, self._paths(), strict=True):
+            if leaf is not None and jnp.shape(leaf) != shape:
+                raise ValueError(
+                    f"{name}{path} has shape {list(jnp.shape(leaf))}, expected "
+                    f"{list(shape)}: one number per task."
+                )
+        return leaves
+
+    def _paths(self) -> list[str]:
+        indices = self.treedef.unflatten(range(len(self.shapes)))
+        paths = jax.tree_util.tree_flatten_with_path(indices)[0]
+        return [jax.tree_util.keystr(path) for path, _ in paths]
+
+    def _structure_message(self, name: str, tree: Any, treedef: Any) -> str:
+        ours, theirs = self._paths(), _paths_of(tree)
+        missing = [path for path in ours if path not in theirs]
+        unknown = [path for path in theirs if path not in ours]
+        if missing or unknown:
+            parts = []
+            if missing:
+                parts.append(f"tasks without an entry: {', '.join(missing)}")
+            if unknown:
+                parts.append(f"entries of no task: {', '.join(unknown)}")
+            detail = "; ".join(parts)
+        else:
+            detail = f"expected the structure {self.treedef}, got {treedef}"
+        return (
+            f"{name} does not match the tasks {', '.join(self.names)}: {detail}. Give "
+            "one number per task, in a pytree like the losses."
+        )
+
+
+def task_layout(tasks: Any) -> TaskLayout:
+    """Reads what a user gives as `tasks`.
+
+    Args:
+        tasks: Names, for losses given as ``{name: scalar}``; an int T, for losses given
+            as one [T] array; or an example pytree of the losses.
+
+    Returns:
+        The layout of the tasks.
+
+    Raises:
+        ValueError: If there is no task, or `tasks` cannot be read.
+    """
+    if isinstance(tasks, str):
+        raise ValueError(f"tasks must be a list of names, got one name: [{tasks!r}]?")
+    if isinstance(tasks, (int, np.integer)):
+        if isinstance(tasks, bool) or tasks < 1:
+            raise ValueError(f"tasks must be at least 1 task, got {tasks!r}.")
+        return TaskLayout(jax.tree.structure(0), ((int(tasks),),), jnp.float32)
+    if isinstance(tasks, Collection) and _all_names(tasks):
+        names = list(tasks)
+        if len(set(names)) < len(names):
+            raise ValueError(f"tasks must be different names, got {names}.")
+        tasks = dict.fromkeys(names, 0.0)
+    layout = layout_of(tasks)
+    if layout.num_tasks == 0:
+        raise ValueError(
+            "tasks is empty. Give the names of the tasks, their number, or an example "
+            "pytree of the losses."
+        )
+    for leaf in jax.tree.leaves(tasks):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.integer):
+            raise ValueError(
+                "tasks is an integer array. `inject_hyperparams` turns a number of "
+                "tasks into one: add static_args=('tasks',), or give names."
+            )
+    return layout
+
+
+def layout_of(losses: Any) -> TaskLayout:
+    """The layout of a pytree of losses, weights or preferences.
+
+    Args:
+        losses: A pytree of scalars or arrays, or of their shapes and dtypes.
+
+    Returns:
+        The layout, in float64 if a leaf has this dtype, else in float32.
+
+    Raises:
+        ValueError: If a leaf is not a number or an array.
+    """
+    leaves, treedef = jax.tree.flatten(losses)
+    for leaf in leaves:
+        if not (_is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)):
+            raise ValueError(
+                f"Expected numbers or arrays, one per task, got {type(leaf).__name__}: "
+                f"{leaf!r}."
+            )
+    dtypes = [getattr(leaf, "dtype", None) for leaf in leaves]
+    double = any(dtype == jnp.float64 for dtype in dtypes if dtype is not None)
+    shapes = tuple(tuple(int(n) for n in np.shape(leaf)) for leaf in leaves)
+    return TaskLayout(treedef, shapes, jnp.float64 if double else jnp.float32)
+
+
+def per_task(name: str, value: Any, layout: TaskLayout) -> jax.Array:
+    """Reads a hyperparameter that may differ from task to task.
+
+    Args:
+        name: What the user calls it, for the messages.
+        value: A scalar, a pytree like the tasks, or one [T] array.
+        layout: The layout of the tasks.
+
+    Returns:
+        A [T] vector.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if _is_array(value) and jnp.shape(value) == ():
+        return jnp.full((layout.num_tasks,), value, layout.dtype)
+    return layout.vector(name, value, or_vector=True)
+
+
+def transformation(init: Callable[..., Any], update: Callable[..., Any]) -> Balancer:
+    """Builds a balancer; the one place that meets the types of optax.
+
+    Args:
+        init: From the losses (or parameters) to the state.
+        update: From updates, state, params and extra arguments to updates and state.
+
+    Returns:
+        The transformation.
+    """
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def stateless_weighting(
+    rule: Callable[[jax.Array], jax.Array],
+) -> Balancer:
+    """A balancer that maps the [T] vector of preferences to the [T] weights.
+
+    Args:
+        rule: A pure function from and to a [T] vector. It need not look after inactive
+            tasks: their weights are set to zero afterwards.
+
+    Returns:
+        A balancer without state.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        del params, extra_args
+        layout = layout_of(updates)
+        preferences = layout.vector("preferences", updates)
+        weights = rule(preferences)
+        return layout.tree(jnp.where(preferences > 0, weights, 0)), state
+
+    return transformation(lambda params: optax.EmptyState(), update)
+
+
+def checked_balancer(name: str, balancer: Any) -> Balancer:
+    """Checks that something is a balancer and lets it take extra arguments.
+
+    Args:
+        name: The argument it was given as, for the message.
+        balancer: An optax transformation.
+
+    Returns:
+        The balancer.
+
+    Raises:
+        TypeError: If it is no transformation, such as a factory that was not called.
+    """
+    if not isinstance(balancer, optax.GradientTransformation):
+        hint = ""
+        if callable(balancer):
+            called = getattr(balancer, "__name__", "balancer")
+            hint = f" It is a function: call it, as in {called}()."
+        raise TypeError(
+            f"{name} must be a balancer (an optax gradient transformation on the task "
+            f"weights), got {type(balancer).__name__}.{hint}"
+        )
+    return optax.with_extra_args_support(balancer)
+
+
+def required(value: Any, name: str, method: str, how: str) -> Any:
+    """Returns an extra argument, or says how to supply it.
+
+    Args:
+        value: What the step supplied, None for nothing.
+        name: The name of the extra argument.
+        method: The method that needs it.
+        how: How the user supplies it.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is None.
+    """
+    if value is None:
+        raise ValueError(
+            f"{method} needs `{name}`, which this step did not supply: {how}."
+        )
+    return value
+
+
+def gramian_of(task_gradients: Any, num_tasks: int, method: str) -> jax.Array:
+    """The [T, T] Gramian that a gradient-driven balancer reads.
+
+    Args:
+        task_gradients: What the step supplied as the extra argument.
+        num_tasks: The number of tasks of the preferences.
+        method: The name of the balancer, for the messages.
+
+    Returns:
+        The Gramian, through which no derivative flows.
+
+    Raises:
+        ValueError: If there are no task gradients, or of another number of tasks.
+    """
+    how = "wrap the balancer in dtp_jax.balance, or pass task_gradients= to update"
+    gramian = required(task_gradients, "task_gradients", method, how).gramian()
+    if gramian.shape[0] != num_tasks:
+        raise ValueError(
+            f"{method} got {num_tasks} preferences for {gramian.shape[0]} task "
+            "gradients. `optax.masked` cannot hide tasks from it: use curricula.stages "
+            "or the extra argument task_mask instead."
+        )
+    return jax.lax.stop_gradient(gramian)
+
+
+def _all_names(tasks: Collection[Any]) -> bool:
+    if isinstance(tasks, (dict, jax.Array, np.ndarray)) or hasattr(tasks, "_fields"):
+        return False
+    return len(tasks) > 0 and all(isinstance(task, str) for task in tasks)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (int, float, np.ndarray, np.generic, jax.Array))
+
+
+def _paths_of(tree: Any) -> Sequence[str]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)[0]
+    return [jax.tree_util.keystr(path) for path, _ in leaves]

@@ -1,0 +1,74 @@
+"""Validation: Python numbers are checked, tracers and arrays are trusted."""
+
+from typing import Any
+
+import jax
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Checks that a Python number lies in an interval.
+
+    Arrays and tracers pass unchecked: a hyperparameter may be injected, scheduled or
+    vmapped, and its value is then not known while tracing.
+
+    Args:
+        name: What the caller calls the value, used in the message.
+        value: A Python number, or anything else, which passes.
+        low: Lower end of the interval; None for no lower end.
+        high: Upper end of the interval; None for no upper end.
+        open_low: Whether the lower end itself is excluded.
+        open_high: Whether the upper end itself is excluded.
+
+    Raises:
+        ValueError: If the number is not in the interval (NaN never is).
+    """
+    if not isinstance(value, (int, float)):
+        return
+    above = low is None or (value > low if open_low else value >= low)
+    below = high is None or (value < high if open_high else value <= high)
+    if above and below and value == value:
+        return
+    left = "(-inf" if low is None else f"{'(' if open_low else '['}{low}"
+    right = "inf)" if high is None else f"{high}{')' if open_high else ']'}"
+    raise ValueError(f"{name} must be a number in {left}, {right}, got {value!r}.")
+
+
+def check_whole(name: str, value: Any, *, low: int = 0) -> None:
+    """Checks that a value, if it is a Python number, is an integer of at least `low`.
+
+    Args:
+        name: What the caller calls the value, used in the message.
+        value: A Python number, or anything else, which passes.
+        low: The smallest value allowed.
+
+    Raises:
+        ValueError: If it is a float, a bool, or smaller than `low`.
+    """
+    if not isinstance(value, (int, float)):
+        return
+    if isinstance(value, (bool, float)) or value < low:
+        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
+
+
+def check_last_axis(name: str, array: jax.typing.ArrayLike, size: int) -> None:
+    """Checks the size of the last axis of an array.
+
+    Args:
+        name: What the caller calls the array, used in the message.
+        array: An array, of which only the shape is read.
+        size: The size that its last axis must have.
+
+    Raises:
+        ValueError: If the last axis has another size or does not exist.
+    """
+    shape = jax.numpy.shape(array)
+    if not shape or shape[-1] != size:
+        raise ValueError(f"{name} must have shape [..., {size}], got {list(shape)}.")

@@ -1,0 +1,5 @@
+"""Balancers: optax transformations from preferences to task weights."""
+
+from ._focal import FocalState as FocalState
+from ._focal import focal as focal  # KPI-driven priority (Guo et al., 2018)
+from ._normalize_weights import normalize_weights as normalize_weights  # sum to T or 1

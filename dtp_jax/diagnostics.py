@@ -1,0 +1,149 @@
+"""What to log: weights, KPIs and conflicts."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dtp_jax import linalg
+from dtp_jax._base import layout_of
+from dtp_jax.gradients import TaskGradients
+
+
+def task_weights(opt_state: Any) -> dict[str, jax.Array]:
+    """The weights of the last step by task name.
+
+    Args:
+        opt_state: The state of an optimizer whose chain holds one balancing link.
+
+    Returns:
+        A dict from the name of each task to its weight, float32.
+
+    Raises:
+        ValueError: If the state holds no task weights, or more than one set.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dtp_jax import dynamic_task_prioritization
+        >>> tx = dynamic_task_prioritization(["left", "right"])
+        >>> {k: v.item() for k, v in task_weights(tx.init(jnp.zeros(2))).items()}
+        {'left': 1.0, 'right': 1.0}
+    """
+    return _by_name(_get(opt_state, "task_weights", "a link of dtp_jax.balance"))
+
+
+def kpis(opt_state: Any) -> dict[str, jax.Array]:
+    """The averaged KPIs by task name.
+
+    Args:
+        opt_state: The state of an optimizer whose chain holds one KPI-driven link.
+
+    Returns:
+        A dict from the name of each task to its averaged KPI, in [0, 1]; NaN for a task
+        that was not observed yet.
+
+    Raises:
+        ValueError: If the state holds no KPIs, or more than one set.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dtp_jax import dynamic_task_prioritization
+        >>> tx = dynamic_task_prioritization(["left", "right"])
+        >>> {k: v.item() for k, v in kpis(tx.init(jnp.zeros(2))).items()}
+        {'left': nan, 'right': nan}
+    """
+    state = _get(opt_state, "kpis", "a KPI-driven balancer")
+    mean, count = _by_name(state.mean), _by_name(state.count)
+    return {name: jnp.where(count[name] > 0, mean[name], jnp.nan) for name in mean}
+
+
+def effective_num_tasks(weights: Any) -> jax.Array:
+    """How many tasks the weights amount to: the exponential of their entropy.
+
+    Computes ``exp(-sum_t q_t log q_t)`` with ``q = |w| / sum |w|``: T for equal weights,
+    1 if one task has all the weight.
+
+    Args:
+        weights: A pytree of weights.
+
+    Returns:
+        A scalar in [1, T], or 0 if all weights are zero.
+
+    Example:
+        >>> effective_num_tasks({"a": 0.5, "b": 0.5, "c": 0.0}).item()
+        2.0
+    """
+    layout = layout_of(weights)
+    absolute = jnp.abs(layout.vector("weights", weights))
+    largest = jnp.max(absolute)
+    relative = absolute / jnp.where(largest > 0, largest, 1)
+    total = jnp.sum(relative)
+    shares = relative / jnp.where(total > 0, total, 1)
+    positive = shares > 0
+    terms = jnp.where(positive, shares * jnp.log(jnp.where(positive, shares, 1)), 0)
+    return jnp.where(total > 0, jnp.exp(-jnp.sum(terms)), 0)
+
+
+def cosines(task_gradients: TaskGradients) -> jax.Array:
+    """The cosines of the angles between the gradients of the tasks.
+
+    Args:
+        task_gradients: A `TaskGradients`. Its Gramian is computed, which costs about T
+            backward passes: log it every so many steps.
+
+    Returns:
+        ``[T, T]`` in [-1, 1], the tasks in the order of the leaves of the losses; zero
+        where a gradient is zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dtp_jax import TaskGradients
+        >>> rows = jnp.array([[2.0, 0.0], [-1.0, 0.0], [0.0, 3.0]])
+        >>> cosines(TaskGradients.from_stacked(rows)).tolist()
+        [[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    return linalg.correlation(task_gradients.gramian())[0]
+
+
+def num_conflicts(
+    task_gradients: TaskGradients, *, threshold: jax.typing.ArrayLike = 0.0
+) -> jax.Array:
+    """The number of pairs of tasks whose gradients point against each other.
+
+    Args:
+        task_gradients: A `TaskGradients`, whose Gramian is computed.
+        threshold: A pair is in conflict if its cosine is below this.
+
+    Returns:
+        An int32 scalar in [0, T (T - 1) / 2].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dtp_jax import TaskGradients
+        >>> rows = jnp.array([[2.0, 0.0], [-1.0, 0.0], [0.0, 3.0]])
+        >>> num_conflicts(TaskGradients.from_stacked(rows)).item()
+        1
+    """
+    against = cosines(task_gradients) < threshold
+    return jnp.sum(jnp.triu(against, k=1), dtype=jnp.int32)
+
+
+def _get(opt_state: Any, name: str, source: str) -> Any:
+    try:
+        value = optax.tree.get(opt_state, name)
+    except KeyError as error:
+        raise ValueError(
+            f"The optimizer state holds several `{name}`: pass the state of one link."
+        ) from error
+    if value is None:
+        raise ValueError(
+            f"The optimizer state holds no `{name}`, which {source} would put there."
+        )
+    return value
+
+
+def _by_name(tree: Any) -> dict[str, jax.Array]:
+    layout = layout_of(tree)
+    flat = [jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)]
+    return dict(zip(layout.names, jnp.concatenate(flat), strict=True))

@@ -1,0 +1,541 @@
+"""Gradients of several losses at once, computed only as far as a method needs them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, get_args
+
+import jax
+import jax.numpy as jnp
+
+from dtp_jax import linalg
+from dtp_jax._base import TaskLayout, layout_of
+
+# How the rows of the Jacobian are computed; see `task_gradients`.
+GramianMode = Literal["auto", "unrolled", "vmap", "map", "columns"]
+
+# Measured on a CPU of two cores (`make bench`): one backward pass per task, each in the
+# program on its own, is the fastest and its compile time is linear in T. Past this
+# number compiling takes longer than most runs gain, and a loop takes over.
+_MAX_UNROLLED = 64
+
+# Which parameters count: None for all, a predicate on their path ("trunk/w"), or a
+# pytree of booleans that is the parameters' structure or a prefix of it.
+Shared = Callable[[str], bool] | Any
+
+
+class LinearMap(Protocol):
+    """What a `TaskGradients` knows of the Jacobian of the losses."""
+
+    def pull(self, weights: jax.Array) -> Any:
+        """The gradient of the sum of the losses times ``weights``, ``[T]``."""
+        ...
+
+    def stack(self) -> Any:
+        """The Jacobian, each leaf ``[T, *param]``."""
+        ...
+
+    def gramian(self) -> jax.Array:
+        """``[T, T]`` inner products over the shared parameters."""
+        ...
+
+    def select(self, shared: Any, unshared: Any) -> Any:
+        """Shared parameters from one gradient, the others from another."""
+        ...
+
+    def finite(self) -> jax.Array | None:
+        """``[T]``, which rows are finite; None if that would cost a backward pass."""
+        ...
+
+
+@jax.tree_util.register_pytree_node_class
+class TaskGradients:
+    """The gradients of T losses, not computed until they are needed.
+
+    A registered pytree of the losses and the linear map from a change of the parameters
+    to the change of the losses. It may be passed through `jax.jit`, `jax.lax.cond` and
+    `jax.lax.scan`; under `jax.vmap`, make and use it inside the mapped function.
+
+    Attributes:
+        losses: The losses, a pytree of scalars or arrays; None if they are not known.
+    """
+
+    def __init__(self, losses: Any, linear_map: Any) -> None:
+        """Use `task_gradients` or `TaskGradients.from_stacked` instead."""
+        self.losses = losses
+        self._map: LinearMap = linear_map
+
+    @classmethod
+    def from_stacked(
+        cls, stacked: Any, losses: Any = None, *, shared: Shared | None = None
+    ) -> "TaskGradients":
+        """Wraps gradients that are already computed, such as by ``vmap(grad(...))``.
+
+        Args:
+            stacked: A pytree like the parameters, each leaf ``[T, *param]``, the tasks
+                in the order of the leaves of the losses.
+            losses: The losses, T in all. None if no method needs them.
+            shared: The parameters over which the Gramian is taken; see
+                `task_gradients`.
+
+        Returns:
+            A `TaskGradients` whose `combine` leaves out tasks of weight zero, whatever
+            their gradients hold.
+
+        Raises:
+            ValueError: If the first axes differ, or are not as long as there are tasks.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> gradients = TaskGradients.from_stacked({"w": jnp.eye(2)})
+            >>> gradients.combine(jnp.array([3.0, 4.0]))["w"].tolist()
+            [3.0, 4.0]
+        """
+        leaves = jax.tree_util.tree_flatten_with_path(stacked)[0]
+        if not leaves:
+            raise ValueError("stacked holds no array. Give the gradients of each task.")
+        num_tasks = layout_of(losses).num_tasks if losses is not None else None
+        for path, leaf in leaves:
+            first = jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
+            num_tasks = first if num_tasks is None else num_tasks
+            if first is None or first != num_tasks:
+                raise ValueError(
+                    f"stacked{jax.tree_util.keystr(path)} has shape "
+                    f"{list(jnp.shape(leaf))}, expected [{num_tasks}, *param]: one "
+                    "gradient for each task along the first axis."
+                )
+        mask = _shared_mask(shared, stacked)
+        return cls(losses, _Stacked(jax.tree.map(jnp.asarray, stacked), mask))
+
+    @property
+    def num_tasks(self) -> int:
+        """The number of tasks T."""
+        return self._layout.num_tasks
+
+    def combine(self, weights: Any, unshared_weights: Any = None) -> Any:
+        """The gradient of ``sum_t weights[t] * losses[t]``, by one backward pass.
+
+        Args:
+            weights: A pytree like the losses, or ``[T]``. Constants: no derivative
+                flows back into them from the result of an optimizer.
+            unshared_weights: If given, the parameters outside of `shared` get the
+                gradient of the losses weighted by these instead. It costs nothing more
+                under `jax.jit`: each backward pass is only run where it is used.
+
+        Returns:
+            A pytree like the parameters.
+
+        Raises:
+            ValueError: If the weights do not match the losses, or `unshared_weights`
+                are given where every parameter is shared.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> losses_fn = lambda w: {"a": w**2, "b": 3.0 * w}
+            >>> gradients = task_gradients(losses_fn)(jnp.array(1.0))
+            >>> gradients.combine({"a": 1.0, "b": 2.0}).item()
+            8.0
+        """
+        layout = self._layout
+        combined = self._map.pull(layout.vector("weights", weights, or_vector=True))
+        if unshared_weights is None:
+            return combined
+        other = layout.vector("unshared_weights", unshared_weights, or_vector=True)
+        return self._map.select(combined, self._map.pull(other))
+
+    def gramian(self) -> jax.Array:
+        """Inner products of the gradients over the shared parameters.
+
+        It is computed anew by each call; `jax.jit` merges repeated ones.
+
+        Returns:
+            ``[T, T]`` in float32 or better, the tasks in the order of the leaves of the
+            losses.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> losses_fn = lambda w: {"a": w**2, "b": 3.0 * w}
+            >>> task_gradients(losses_fn)(jnp.array(1.0)).gramian().tolist()
+            [[4.0, 6.0], [6.0, 9.0]]
+        """
+        return self._map.gramian()
+
+    def stack(self) -> Any:
+        """The gradients of all tasks.
+
+        Returns:
+            A pytree like the parameters, each leaf ``[T, *param]``.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> losses_fn = lambda w: {"a": w**2, "b": 3.0 * w}
+            >>> task_gradients(losses_fn)(jnp.array(1.0)).stack().tolist()
+            [2.0, 3.0]
+        """
+        return self._map.stack()
+
+    def finite(self) -> jax.Array | None:
+        """Which tasks have finite gradients, where that is known without a pass.
+
+        Returns:
+            ``[T]`` booleans for stacked gradients, else None.
+        """
+        return self._map.finite()
+
+    def check_params(self, params: Any) -> None:
+        """Checks stacked gradients against the parameters they belong to.
+
+        Args:
+            params: The parameters of the optimizer.
+
+        Raises:
+            ValueError: If a leaf is not ``[T, *param]``, naming it.
+        """
+        if isinstance(self._map, _Stacked):
+            check_stacked(self._map.jacobian, params, self.num_tasks)
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], None]:
+        """For `jax.tree_util`."""
+        return (self.losses, self._map), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[Any, Any]) -> "TaskGradients":
+        """For `jax.tree_util`."""
+        del aux
+        return cls(*children)
+
+    @property
+    def _layout(self) -> TaskLayout:
+        if self.losses is not None:
+            return layout_of(self.losses)
+        num_tasks = jax.tree.leaves(self._map)[0].shape[0]
+        return layout_of(jax.ShapeDtypeStruct((num_tasks,), jnp.float32))
+
+
+def task_gradients(
+    losses_fn: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    shared: Shared | None = None,
+    gramian: GramianMode = "auto",
+) -> Callable[..., Any]:
+    """`jax.value_and_grad` for a function that returns several losses.
+
+    Runs the forward pass once and returns a `TaskGradients`, which has computed no
+    gradient yet. A method that reads losses or KPIs then costs the one backward pass of
+    plain training, a method that reads the Gramian what it must.
+
+    Args:
+        losses_fn: Returns a pytree of float losses (scalars, or arrays whose elements
+            are tasks of their own); with `has_aux`, a pair of it and anything else.
+        argnums: Which arguments are the parameters, as for `jax.grad`.
+        has_aux: Whether `losses_fn` returns a pair.
+        shared: The parameters over which the Gramian is taken, those that more than one
+            task uses: a predicate on the path of a parameter, ``lambda path:
+            path.startswith("trunk")``, or a pytree of booleans that is the parameters'
+            structure or a prefix of it, ``{"trunk": True, "heads": False}``. None for
+            all.
+        gramian: How the Gramian is computed; all ways agree to rounding.
+            "unrolled": one backward pass per task, each on its own in the program, so
+            that a task does no work in other tasks' heads; the fastest, its compile
+            time grows with T. "vmap": one backward pass with all tasks as a batch; T
+            times the memory of activations. "map": one after the other in a loop; the
+            Jacobian is all it keeps. "columns": one backward and one forward-mode pass
+            per task in a loop, which never holds the Jacobian; the least memory.
+            "auto": "unrolled" up to 64 tasks, "map" above.
+
+    Returns:
+        A function of the arguments of `losses_fn` that returns a `TaskGradients`, or a
+        pair of it and the auxiliary output. Call it inside `jax.jit`.
+
+    Raises:
+        ValueError: If `gramian` is none of the above; when called, if a loss is not a
+            float or `shared` does not fit the parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def losses_fn(params, x):
+        ...     return {"a": jnp.sum(params * x), "b": jnp.sum(params**2)}
+        >>> gradients = task_gradients(losses_fn)(jnp.ones(3), jnp.arange(3.0))
+        >>> gradients.losses["a"].item(), gradients.losses["b"].item()
+        (3.0, 3.0)
+        >>> gradients.combine({"a": 1.0, "b": 0.5}).tolist()
+        [1.0, 2.0, 3.0]
+    """
+    if gramian not in get_args(GramianMode):
+        raise ValueError(
+            f"gramian must be one of {', '.join(get_args(GramianMode))}, "
+            f"got {gramian!r}."
+        )
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        numbers = [argnums] if isinstance(argnums, int) else list(argnums)
+        params = tuple(args[number] for number in numbers)
+
+        def of_params(*params: Any) -> Any:
+            full = list(args)
+            for number, value in zip(numbers, params, strict=True):
+                full[number] = value
+            out = losses_fn(*full, **kwargs)
+            losses, aux = out if has_aux else (out, None)
+            _check_losses(losses)
+            return losses, aux
+
+        if isinstance(argnums, int):
+            (params,) = params
+            losses, jvp, aux = jax.linearize(of_params, params, has_aux=True)
+        else:
+            losses, jvp, aux = jax.linearize(
+                lambda params: of_params(*params), params, has_aux=True
+            )
+        leaves, treedef = jax.tree.flatten(params)
+        linear_map = _Linearized(
+            jvp,
+            treedef,
+            tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves),
+            layout_of(losses),
+            tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(losses)),
+            _shared_mask(shared, params),
+            gramian,
+        )
+        gradients = TaskGradients(losses, linear_map)
+        return (gradients, aux) if has_aux else gradients
+
+    return wrapped
+
+
+def check_stacked(stacked: Any, params: Any, num_tasks: int) -> None:
+    """Checks that gradients are stacked along a first axis of tasks.
+
+    Args:
+        stacked: The gradients.
+        params: The parameters.
+        num_tasks: The number of tasks T.
+
+    Raises:
+        ValueError: If a leaf is not ``[T, *param]``, naming it.
+    """
+    gradients, theirs = jax.tree_util.tree_flatten_with_path(stacked)
+    parameters, ours = jax.tree.flatten(params)
+    if theirs != ours:
+        raise ValueError(
+            f"The gradients have the structure {theirs}, the parameters {ours}. Give a "
+            "TaskGradients, or a pytree like the parameters with leaves [T, *param]."
+        )
+    for (path, gradient), param in zip(gradients, parameters, strict=True):
+        expected = (num_tasks, *jnp.shape(param))
+        if jnp.shape(gradient) == expected:
+            continue
+        name = jax.tree_util.keystr(path)
+        if jnp.shape(gradient) == jnp.shape(param):
+            raise ValueError(
+                f"The gradient{name} has the shape of its parameter, "
+                f"{list(jnp.shape(param))}, and no axis of tasks: it is already summed "
+                "over the tasks. Call dtp_jax.task_gradients(losses_fn)(params, ...) "
+                "in place of jax.grad and pass its result, and keep other "
+                "transformations after the balancing link."
+            )
+        raise ValueError(
+            f"The gradient{name} has shape {list(jnp.shape(gradient))}, expected "
+            f"{list(expected)}: one gradient for each of the {num_tasks} tasks along "
+            "the first axis."
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Linearized:
+    """The Jacobian as a linear function, its rows by transposition."""
+
+    jvp: Any
+    treedef: Any = dataclasses.field(metadata={"static": True})
+    params: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
+    losses: TaskLayout = dataclasses.field(metadata={"static": True})
+    loss_dtypes: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
+    shared: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+    mode: GramianMode = dataclasses.field(metadata={"static": True})
+
+    def pull(self, weights: jax.Array) -> Any:
+        """One backward pass with the weights as cotangent."""
+        (gradient,) = jax.linear_transpose(self.jvp, self._like())(self._tree(weights))
+        return gradient
+
+    def stack(self) -> Any:
+        """All rows, by the mode that the Gramian uses."""
+        if self._mode == "unrolled":
+            rows = [self._row(task) for task in range(self.losses.num_tasks)]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+        return self._over_tasks(self.pull)
+
+    def gramian(self) -> jax.Array:
+        """Inner products of the rows, leaf by leaf."""
+        if self._mode == "columns":
+            return self._over_tasks(self._column).astype(self._dtype)
+        if self._mode == "unrolled":
+            rows = [self._shared_leaves(self._row(t)) for t in self._tasks()]
+            leaves = [jnp.stack(leaf) for leaf in zip(*rows, strict=True)]
+        else:
+            leaves = self._over_tasks(lambda w: self._shared_leaves(self.pull(w)))
+        # Summing leaf by leaf lets the compiler free each one after its contribution.
+        return sum(map(linalg.gram, leaves), start=jnp.zeros((), self._dtype))
+
+    def select(self, shared: Any, unshared: Any) -> Any:
+        """Shared parameters from one gradient, the others from another."""
+        return _select(self.shared, shared, unshared)
+
+    def finite(self) -> None:
+        """Rows are not known without a backward pass each."""
+
+    def _row(self, task: int) -> Any:
+        # Transposing one output on its own drops the other tasks' heads while tracing,
+        # which a cotangent of zeros would not.
+        leaf, index = self._position(task)
+
+        def one_loss(params: Any) -> jax.Array:
+            return jax.tree.leaves(self.jvp(params))[leaf].reshape(-1)[index]
+
+        one = jnp.ones((), self.loss_dtypes[leaf])
+        (gradient,) = jax.linear_transpose(one_loss, self._like())(one)
+        return gradient
+
+    def _column(self, weights: jax.Array) -> jax.Array:
+        row = self.pull(weights)
+        zeros = jax.tree.map(jnp.zeros_like, row)
+        try:
+            products = self.jvp(_select(self.shared, row, zeros))
+        except TypeError as error:
+            raise TypeError(
+                "gramian='columns' needs forward-mode derivatives, which a function "
+                "with jax.custom_vjp has not: choose another way, such as 'map'."
+            ) from error
+        flat = [leaf.reshape(-1) for leaf in jax.tree.leaves(products)]
+        return jnp.concatenate([leaf.astype(self._dtype) for leaf in flat])
+
+    def _over_tasks(self, function: Callable[[jax.Array], Any]) -> Any:
+        units = jnp.eye(self.losses.num_tasks, dtype=self.losses.dtype)
+        if self._mode == "vmap":
+            return jax.vmap(function)(units)
+        return jax.lax.map(function, units)
+
+    def _shared_leaves(self, gradient: Any) -> list[jax.Array]:
+        leaves = jax.tree.leaves(gradient)
+        return [leaf for leaf, used in zip(leaves, self.shared, strict=True) if used]
+
+    def _tasks(self) -> range:
+        return range(self.losses.num_tasks)
+
+    def _position(self, task: int) -> tuple[int, int]:
+        for leaf, size in enumerate(self.losses.sizes):
+            if task < size:
+                return leaf, task
+            task -= size
+        raise IndexError(task)
+
+    def _tree(self, weights: jax.Array) -> Any:
+        leaves = jax.tree.leaves(self.losses.tree(weights))
+        cast = [w.astype(d) for w, d in zip(leaves, self.loss_dtypes, strict=True)]
+        return self.losses.treedef.unflatten(cast)
+
+    def _like(self) -> Any:
+        shapes = [jax.ShapeDtypeStruct(*param) for param in self.params]
+        return self.treedef.unflatten(shapes)
+
+    @property
+    def _mode(self) -> GramianMode:
+        if self.mode != "auto":
+            return self.mode
+        return "unrolled" if self.losses.num_tasks <= _MAX_UNROLLED else "map"
+
+    @property
+    def _dtype(self) -> Any:
+        return jnp.result_type(jnp.float32, *[dtype for _, dtype in self.params])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Stacked:
+    """The Jacobian as arrays, each leaf ``[T, *param]``."""
+
+    jacobian: Any
+    shared: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+
+    def pull(self, weights: jax.Array) -> Any:
+        """The weighted sum of the rows, without those of weight zero."""
+
+        def weighted_sum(leaf: jax.Array) -> jax.Array:
+            column = weights.reshape(-1, *[1] * (leaf.ndim - 1))
+            terms = jnp.where(column != 0, column * leaf, 0)
+            return jnp.sum(terms, axis=0).astype(leaf.dtype)
+
+        return jax.tree.map(weighted_sum, self.jacobian)
+
+    def stack(self) -> Any:
+        """The Jacobian as it was given."""
+        return self.jacobian
+
+    def gramian(self) -> jax.Array:
+        """Inner products of the rows, leaf by leaf."""
+        leaves = zip(jax.tree.leaves(self.jacobian), self.shared, strict=True)
+        grams = [linalg.gram(leaf) for leaf, used in leaves if used]
+        return sum(grams[1:], start=grams[0])
+
+    def select(self, shared: Any, unshared: Any) -> Any:
+        """Shared parameters from one gradient, the others from another."""
+        return _select(self.shared, shared, unshared)
+
+    def finite(self) -> jax.Array:
+        """Which rows are finite, ``[T]``."""
+        leaves = jax.tree.leaves(self.jacobian)
+        finite = [jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1) for x in leaves]
+        return jnp.stack(finite).all(axis=0)
+
+
+def _select(mask: tuple[bool, ...], shared: Any, unshared: Any) -> Any:
+    if all(mask):
+        raise ValueError(
+            "Every parameter is shared, so that there are no heads to weight in "
+            "another way: say which are, task_gradients(..., shared=...)."
+        )
+    ours, treedef = jax.tree.flatten(shared)
+    leaves = zip(mask, ours, jax.tree.leaves(unshared), strict=True)
+    return treedef.unflatten([a if used else b for used, a, b in leaves])
+
+
+def _shared_mask(shared: Shared | None, params: Any) -> tuple[bool, ...]:
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
+    ]
+    if shared is None:
+        return (True,) * len(paths)
+    if callable(shared):
+        mask = tuple(bool(shared(path)) for path in paths)
+    else:
+        try:
+            full = jax.tree.map(
+                lambda use, subtree: jax.tree.map(lambda _: use, subtree),
+                shared,
+                params,
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                "shared is not a prefix of the parameters, whose paths are "
+                f"{', '.join(paths)}: {error}"
+            ) from error
+        mask = tuple(jax.tree.leaves(full))
+        if not all(isinstance(use, bool) for use in mask):
+            raise ValueError("shared must hold only True and False.")
+    if not any(mask):
+        raise ValueError(f"shared selects none of the parameters {', '.join(paths)}.")
+    return mask
+
+
+def _check_losses(losses: Any) -> None:
+    if not jax.tree.leaves(losses):
+        raise ValueError("losses_fn returned no loss. Return a pytree of float losses.")
+    for path, leaf in jax.tree_util.tree_flatten_with_path(losses)[0]:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"losses_fn returned{jax.tree_util.keystr(path)} of dtype "
+                f"{jnp.result_type(leaf)}; a loss must be a real float."
+            )

@@ -1,0 +1,117 @@
+"""Gram products of task gradients, at full precision and in blocks where that pays."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# On CPU a product of [T, P] with its transpose runs 1.5 to 3 times faster in slices
+# that stay in cache. `make bench` prints the comparison.
+BLOCK_COLUMNS = 16384
+_MIN_COLUMNS_FOR_BLOCKS = 4 * BLOCK_COLUMNS
+
+
+def gram(rows: jax.Array) -> jax.Array:
+    """Inner products of the rows of one leaf.
+
+    Computes ``G[s, t] = <rows[s], rows[t]>`` over all but the first axis, in float32 or
+    better whatever the dtype of the rows and the default precision.
+
+    Args:
+        rows: ``[T, ...]``.
+
+    Returns:
+        ``[T, T]`` in float32, or in float64 if the rows have it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gram(jnp.array([[1.0, 2.0], [3.0, 0.0]])).tolist()
+        [[5.0, 3.0], [3.0, 9.0]]
+    """
+    if rows.ndim == 1:
+        rows = rows[:, None]
+    if rows[0].size < _MIN_COLUMNS_FOR_BLOCKS or _explicit_mesh(rows):
+        return _plain_gram(rows)
+    # On an accelerator one large product is right; only the CPU gains from blocks.
+    return jax.lax.platform_dependent(rows, cpu=_blocked_gram, default=_plain_gram)
+
+
+def scale_rows(gramian: jax.Array, scales: jax.Array) -> jax.Array:
+    """The Gramian after each row of the Jacobian is multiplied by its scale.
+
+    Args:
+        gramian: ``[T, T]``.
+        scales: ``[T]``.
+
+    Returns:
+        ``scales[s] * gramian[s, t] * scales[t]``, ``[T, T]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> scale_rows(jnp.ones((2, 2)), jnp.array([1.0, 3.0])).tolist()
+        [[1.0, 3.0], [3.0, 9.0]]
+    """
+    return scales[:, None] * gramian * scales[None, :]
+
+
+def correlation(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Splits a Gramian into correlations and the norms of its rows.
+
+    Args:
+        gramian: ``[T, T]``, positive semi-definite.
+
+    Returns:
+        The cosines ``[T, T]``, zero wherever one of the two gradients is zero, and the
+        norms ``[T]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cosines, norms = correlation(jnp.array([[4.0, -3.0], [-3.0, 9.0]]))
+        >>> cosines.tolist(), norms.tolist()
+        ([[1.0, -0.5], [-0.5, 1.0]], [2.0, 3.0])
+    """
+    norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0))
+    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+    # One factor at a time: the product of two norms may underflow.
+    cosines = (gramian * inverse[:, None]) * inverse[None, :]
+    return jnp.clip(cosines, -1, 1), norms
+
+
+def _plain_gram(rows: jax.Array) -> jax.Array:
+    axes = tuple(range(1, rows.ndim))
+    product = functools.partial(
+        jax.lax.dot_general,
+        dimension_numbers=((axes, axes), ((), ())),
+        precision="highest",
+        preferred_element_type=_accumulator(rows.dtype),
+    )
+    # With an explicit mesh the layout of a contraction over sharded axes is ambiguous;
+    # a [T, T] matrix belongs on every device.
+    if _explicit_mesh(rows):
+        mesh = jax.typeof(rows).sharding.mesh
+        everywhere = jax.NamedSharding(mesh, jax.P(None, None))
+        return product(rows, rows, out_sharding=everywhere)
+    return product(rows, rows)
+
+
+def _blocked_gram(rows: jax.Array) -> jax.Array:
+    num_tasks = rows.shape[0]
+    rows = rows.reshape(num_tasks, -1)
+    num_blocks = rows.shape[1] // BLOCK_COLUMNS
+
+    def add(block: jax.Array, total: jax.Array) -> jax.Array:
+        start = (0, block * BLOCK_COLUMNS)
+        size = (num_tasks, BLOCK_COLUMNS)
+        return total + _plain_gram(jax.lax.dynamic_slice(rows, start, size))
+
+    rest = _plain_gram(rows[:, num_blocks * BLOCK_COLUMNS :])
+    return jax.lax.fori_loop(0, num_blocks, add, rest)
+
+
+def _accumulator(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
+    return jnp.promote_types(jnp.float32, dtype)
+
+
+def _explicit_mesh(rows: jax.Array) -> bool:
+    types = jax.typeof(rows).sharding.mesh.axis_types
+    return jax.sharding.AxisType.Explicit in tuple(types)

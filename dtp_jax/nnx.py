@@ -1,0 +1,121 @@
+"""Task gradients and optimizers for flax nnx modules."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import optax
+from flax import nnx
+
+from dtp_jax import gradients
+from dtp_jax.gradients import GramianMode, Shared, TaskGradients
+
+M = TypeVar("M")
+
+
+def task_gradients(
+    losses_fn: Callable[..., Any],
+    has_aux: bool = False,
+    *,
+    wrt: Any = nnx.Param,
+    shared: Shared | None = None,
+    gramian: GramianMode = "auto",
+) -> Callable[..., Any]:
+    """`dtp_jax.task_gradients` for a function of an nnx module.
+
+    The forward pass runs once: batch statistics, dropout counters and other variables
+    outside of `wrt` advance once per call, in the module itself, as under `nnx.grad`.
+
+    Args:
+        losses_fn: From a module (and other arguments) to a pytree of float losses; with
+            `has_aux`, to a pair of it and anything else, such as the KPIs.
+        has_aux: Whether `losses_fn` returns a pair.
+        wrt: Which variables are parameters, an nnx filter; that of the `Optimizer`.
+        shared: The parameters over which the Gramian is taken; see
+            `dtp_jax.task_gradients`. Paths are those of the attributes, "trunk/kernel".
+        gramian: How the Gramian is computed; see `dtp_jax.task_gradients`.
+
+    Returns:
+        A function of the arguments of `losses_fn` that returns a `TaskGradients`, or a
+        pair of it and the auxiliary output. Call it inside `nnx.jit`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> model = nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0))
+        >>> def losses_fn(model, x):
+        ...     left, right = jnp.split(model(x), 2, axis=-1)
+        ...     return {"left": jnp.sum(left), "right": jnp.sum(right)}
+        >>> gradients = task_gradients(losses_fn)(model, jnp.array([[2.0, 3.0]]))
+        >>> combined = gradients.combine({"left": 1.0, "right": 0.0})
+        >>> combined["kernel"].tolist()
+        [[2.0, 0.0], [3.0, 0.0]]
+    """
+
+    def wrapped(model: Any, *args: Any, **kwargs: Any) -> Any:
+        graphdef, params, rest = nnx.split(model, wrt, ...)
+
+        def of_params(params: Any, *args: Any, **kwargs: Any) -> Any:
+            # The copy keeps tracers of the derivative out of the caller's module.
+            copied = nnx.merge(graphdef, params, rest, copy=True)
+            out = losses_fn(copied, *args, **kwargs)
+            losses, aux = out if has_aux else (out, None)
+            _, _, new_rest = nnx.split(copied, wrt, ...)
+            return losses, (aux, new_rest)
+
+        of_tasks = gradients.task_gradients(
+            of_params, has_aux=True, shared=shared, gramian=gramian
+        )
+        found, (aux, new_rest) = of_tasks(nnx.as_pure(params), *args, **kwargs)
+        nnx.update(model, new_rest)
+        return (found, aux) if has_aux else found
+
+    return wrapped
+
+
+class Optimizer(nnx.Optimizer[M]):
+    """`nnx.Optimizer` whose `update` takes a `TaskGradients` and extra arguments.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from flax import nnx
+        >>> from dtp_jax import dynamic_task_prioritization
+        >>> model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        >>> tx = optax.chain(dynamic_task_prioritization(["a", "b"]), optax.sgd(0.1))
+        >>> optimizer = Optimizer(model, tx, wrt=nnx.Param)
+        >>> def losses_fn(model, x):
+        ...     a, b = model(x)
+        ...     return {"a": a**2, "b": b**2}
+        >>> @nnx.jit
+        ... def train_step(model, optimizer, x):
+        ...     gradients = task_gradients(losses_fn)(model, x)
+        ...     optimizer.update(model, gradients, kpis={"a": 0.2, "b": 0.7})
+        ...     return gradients.losses
+        >>> losses = train_step(model, optimizer, jnp.ones(2))
+        >>> optimizer.step[...].item()
+        1
+    """
+
+    def update(self, model: M, grads: Any, /, **kwargs: Any) -> optax.Updates:
+        """Updates the module and the state of the optimizer.
+
+        Args:
+            model: The module.
+            grads: A `TaskGradients` of `task_gradients`, or what `nnx.Optimizer` takes.
+            **kwargs: Extra arguments of the transformation, such as ``kpis``.
+
+        Returns:
+            The updates that were applied.
+        """
+        of_tasks = isinstance(grads, TaskGradients)
+        if not of_tasks:
+            return super().update(model, grads, **kwargs)
+        # The base class turns gradients into an `nnx.State`, which a TaskGradients is
+        # not; the rest is the same.
+        params = nnx.as_pure(nnx.state(model, self.wrt))
+        updates, opt_state = self.tx.update(
+            grads, nnx.as_pure(self.opt_state), params, **nnx.as_pure(kwargs)
+        )
+        nnx.update(model, optax.apply_updates(params, updates))
+        nnx.update(self.opt_state, nnx.state(opt_state))
+        self.step[...] += 1
+        return updates
