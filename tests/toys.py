@@ -1,0 +1,112 @@
+"""Small balancers and problems that the tests share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dtp_jax
+from dtp_jax import TaskGradients
+from dtp_jax._base import gramian_of, layout_of, transformation
+
+NAMES = ("a", "b", "c", "d")
+
+
+def equal_norms() -> dtp_jax.Balancer:
+    """Gradients of equal length: a Gramian-driven rule in a line, for the seams."""
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        task_gradients: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, Any]:
+        layout = layout_of(updates)
+        preferences = layout.vector("preferences", updates)
+        gramian = gramian_of(task_gradients, layout.num_tasks, "equal_norms")
+        norms = jnp.sqrt(jnp.diagonal(gramian))
+        inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+        weights = jnp.where(preferences > 0, preferences * inverse, 0)
+        return layout.tree(weights), state
+
+    return transformation(lambda params: optax.EmptyState(), update)
+
+
+class Steps(NamedTuple):
+    """What T tasks supply over several steps; the first axis is the step."""
+
+    losses: jax.Array  # [S, T]
+    kpis: jax.Array  # [S, T]
+    jacobians: jax.Array  # [S, T, P]
+
+
+def random_steps(num_tasks: int, num_steps: int = 5, seed: int = 0) -> Steps:
+    rng = np.random.default_rng(seed)
+    shape = (num_steps, num_tasks)
+    return Steps(
+        jnp.asarray(rng.uniform(0.1, 3.0, shape), jnp.float32),
+        jnp.asarray(rng.uniform(0.05, 0.95, shape), jnp.float32),
+        jnp.asarray(rng.normal(size=(*shape, 12)), jnp.float32),
+    )
+
+
+def select(steps: Steps, tasks: list[int]) -> Steps:
+    index = np.array(tasks)
+    return Steps(*(array[:, index] for array in steps))
+
+
+def update(
+    link: optax.GradientTransformationExtraArgs,
+    state: Any,
+    step: Steps,
+    names: tuple[str, ...],
+    **extra_args: Any,
+) -> tuple[jax.Array, Any]:
+    """One update on named tasks; returns the [P] gradient and the state."""
+
+    def by_name(array: jax.Array) -> dict[str, jax.Array]:
+        return dict(zip(names, array, strict=True))
+
+    # Leaves of a dict are sorted by name, and so must be the rows.
+    order = np.argsort(np.array(names))
+    gradients = TaskGradients.from_stacked(step.jacobians[order], by_name(step.losses))
+    return link.update(gradients, state, kpis=by_name(step.kpis), **extra_args)
+
+
+def scanned(
+    balancer: dtp_jax.Balancer, names: tuple[str, ...]
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """A jitted function from steps to the weights [S, T] and the last state.
+
+    The weights are in the order of `names`. It takes a `[T]` mask of the tasks, too,
+    and extra arguments.
+    """
+    link = dtp_jax.balance(balancer, names)
+
+    @jax.jit
+    def run(steps: Steps, mask: jax.Array, **extra_args: Any) -> Any:
+        task_mask = dict(zip(names, mask, strict=True))
+
+        def one(state: Any, step: Steps) -> tuple[Any, jax.Array]:
+            _, state = update(
+                link, state, step, names, task_mask=task_mask, **extra_args
+            )
+            return state, jnp.stack([state.task_weights[name] for name in names])
+
+        state, weights = jax.lax.scan(one, link.init(None), steps)
+        return weights, state
+
+    return run
+
+
+def weights_over(
+    balancer: dtp_jax.Balancer, steps: Steps, names: tuple[str, ...] = NAMES
+) -> jax.Array:
+    """The weights [S, T] over steps, all tasks active."""
+    names = names[: steps.losses.shape[1]]
+    return scanned(balancer, names)(steps, jnp.ones(len(names), bool))[0]
