@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dtp_jax import linalg
 from dtp_jax._base import TaskLayout, layout_of
@@ -240,8 +241,8 @@ def task_gradients(
             that a task does no work in other tasks' heads; the fastest, its compile
             time grows with T. "vmap": one backward pass with all tasks as a batch; T
             times the memory of activations. "map": one after the other in a loop; the
-            Jacobian is all it keeps. "columns": one backward and one forward-mode pass
-            per task in a loop, which never holds the Jacobian; the least memory.
+            Jacobian is all it keeps. "columns": one backward pass and its transpose per
+            task in a loop, which never holds the Jacobian; the least memory.
             "auto": "unrolled" up to 64 tasks, "map" above.
 
     Returns:
@@ -290,11 +291,10 @@ def task_gradients(
             )
         leaves, treedef = jax.tree.flatten(params)
         linear_map = _Linearized(
+            losses,
             jvp,
             treedef,
-            tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves),
-            layout_of(losses),
-            tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(losses)),
+            tuple(jax.typeof(leaf) for leaf in leaves),
             _shared_mask(shared, params),
             gramian,
         )
@@ -347,11 +347,11 @@ def check_stacked(stacked: Any, params: Any, num_tasks: int) -> None:
 class _Linearized:
     """The Jacobian as a linear function, its rows by transposition."""
 
+    losses: Any
     jvp: Any
     treedef: Any = dataclasses.field(metadata={"static": True})
-    params: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
-    losses: TaskLayout = dataclasses.field(metadata={"static": True})
-    loss_dtypes: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
+    # Types with sharding, which a transposed product over sharded axes needs to know.
+    param_types: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
     shared: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
     mode: GramianMode = dataclasses.field(metadata={"static": True})
 
@@ -363,7 +363,7 @@ class _Linearized:
     def stack(self) -> Any:
         """All rows, by the mode that the Gramian uses."""
         if self._mode == "unrolled":
-            rows = [self._row(task) for task in range(self.losses.num_tasks)]
+            rows = [self._row(task) for task in range(self._layout.num_tasks)]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
         return self._over_tasks(self.pull)
 
@@ -372,7 +372,8 @@ class _Linearized:
         if self._mode == "columns":
             return self._over_tasks(self._column).astype(self._dtype)
         if self._mode == "unrolled":
-            rows = [self._shared_leaves(self._row(t)) for t in self._tasks()]
+            tasks = range(self._layout.num_tasks)
+            rows = [self._shared_leaves(self._row(task)) for task in tasks]
             leaves = [jnp.stack(leaf) for leaf in zip(*rows, strict=True)]
         else:
             leaves = self._over_tasks(lambda w: self._shared_leaves(self.pull(w)))
@@ -381,7 +382,7 @@ class _Linearized:
 
     def select(self, shared: Any, unshared: Any) -> Any:
         """Shared parameters from one gradient, the others from another."""
-        return _select(self.shared, shared, unshared)
+        return _select_heads(self.shared, shared, unshared)
 
     def finite(self) -> None:
         """Rows are not known without a backward pass each."""
@@ -389,30 +390,28 @@ class _Linearized:
     def _row(self, task: int) -> Any:
         # Transposing one output on its own drops the other tasks' heads while tracing,
         # which a cotangent of zeros would not.
-        leaf, index = self._position(task)
+        sizes = self._layout.sizes
+        leaf = int(np.searchsorted(np.cumsum(sizes), task, side="right"))
+        index = task - sum(sizes[:leaf])
 
-        def one_loss(params: Any) -> jax.Array:
-            return jax.tree.leaves(self.jvp(params))[leaf].reshape(-1)[index]
+        def element(losses: Any) -> jax.Array:
+            return jax.tree.leaves(losses)[leaf].reshape(-1)[index]
 
-        one = jnp.ones((), self.loss_dtypes[leaf])
-        (gradient,) = jax.linear_transpose(one_loss, self._like())(one)
+        row = jax.linear_transpose(lambda d: element(self.jvp(d)), self._like())
+        (gradient,) = row(jnp.ones_like(element(self.losses)))
         return gradient
 
     def _column(self, weights: jax.Array) -> jax.Array:
-        row = self.pull(weights)
-        zeros = jax.tree.map(jnp.zeros_like, row)
-        try:
-            products = self.jvp(_select(self.shared, row, zeros))
-        except TypeError as error:
-            raise TypeError(
-                "gramian='columns' needs forward-mode derivatives, which a function "
-                "with jax.custom_vjp has not: choose another way, such as 'map'."
-            ) from error
-        flat = [leaf.reshape(-1) for leaf in jax.tree.leaves(products)]
-        return jnp.concatenate([leaf.astype(self._dtype) for leaf in flat])
+        def shared_row(weights: jax.Array) -> list[jax.Array]:
+            return self._shared_leaves(self.pull(weights))
+
+        # Transposing the backward pass instead of pushing forward: a function with
+        # `jax.custom_vjp` has no forward mode.
+        (column,) = jax.linear_transpose(shared_row, weights)(shared_row(weights))
+        return column
 
     def _over_tasks(self, function: Callable[[jax.Array], Any]) -> Any:
-        units = jnp.eye(self.losses.num_tasks, dtype=self.losses.dtype)
+        units = jnp.eye(self._layout.num_tasks, dtype=self._layout.dtype)
         if self._mode == "vmap":
             return jax.vmap(function)(units)
         return jax.lax.map(function, units)
@@ -421,34 +420,33 @@ class _Linearized:
         leaves = jax.tree.leaves(gradient)
         return [leaf for leaf, used in zip(leaves, self.shared, strict=True) if used]
 
-    def _tasks(self) -> range:
-        return range(self.losses.num_tasks)
-
-    def _position(self, task: int) -> tuple[int, int]:
-        for leaf, size in enumerate(self.losses.sizes):
-            if task < size:
-                return leaf, task
-            task -= size
-        raise IndexError(task)
-
     def _tree(self, weights: jax.Array) -> Any:
-        leaves = jax.tree.leaves(self.losses.tree(weights))
-        cast = [w.astype(d) for w, d in zip(leaves, self.loss_dtypes, strict=True)]
-        return self.losses.treedef.unflatten(cast)
+        # Adding the zeros gives each weight the type of its loss, dtype and all: inside
+        # `jax.shard_map` a loss may vary over devices where the weight does not.
+        return jax.tree.map(
+            lambda weight, loss: weight.astype(loss.dtype) + jnp.zeros_like(loss),
+            self._layout.tree(weights),
+            self.losses,
+        )
 
     def _like(self) -> Any:
-        shapes = [jax.ShapeDtypeStruct(*param) for param in self.params]
-        return self.treedef.unflatten(shapes)
+        return self.treedef.unflatten(self.param_types)
+
+    @property
+    def _layout(self) -> TaskLayout:
+        return layout_of(self.losses)
 
     @property
     def _mode(self) -> GramianMode:
         if self.mode != "auto":
             return self.mode
-        return "unrolled" if self.losses.num_tasks <= _MAX_UNROLLED else "map"
+        return "unrolled" if self._layout.num_tasks <= _MAX_UNROLLED else "map"
 
     @property
     def _dtype(self) -> Any:
-        return jnp.result_type(jnp.float32, *[dtype for _, dtype in self.params])
+        return jnp.result_type(
+            jnp.float32, *[param.dtype for param in self.param_types]
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -481,7 +479,7 @@ class _Stacked:
 
     def select(self, shared: Any, unshared: Any) -> Any:
         """Shared parameters from one gradient, the others from another."""
-        return _select(self.shared, shared, unshared)
+        return _select_heads(self.shared, shared, unshared)
 
     def finite(self) -> jax.Array:
         """Which rows are finite, ``[T]``."""
@@ -490,12 +488,16 @@ class _Stacked:
         return jnp.stack(finite).all(axis=0)
 
 
-def _select(mask: tuple[bool, ...], shared: Any, unshared: Any) -> Any:
+def _select_heads(mask: tuple[bool, ...], shared: Any, unshared: Any) -> Any:
     if all(mask):
         raise ValueError(
             "Every parameter is shared, so that there are no heads to weight in "
             "another way: say which are, task_gradients(..., shared=...)."
         )
+    return _select(mask, shared, unshared)
+
+
+def _select(mask: tuple[bool, ...], shared: Any, unshared: Any) -> Any:
     ours, treedef = jax.tree.flatten(shared)
     leaves = zip(mask, ours, jax.tree.leaves(unshared), strict=True)
     return treedef.unflatten([a if used else b for used, a, b in leaves])

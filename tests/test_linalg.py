@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtp_jax import linalg
+
+
+def rows(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 5), (1, 7)])
+def test_gram_is_the_matrix_of_inner_products(shape: tuple[int, ...]) -> None:
+    x = rows(*shape)
+    flat = np.asarray(x, np.float64).reshape(shape[0], -1)
+    np.testing.assert_allclose(linalg.gram(x), flat @ flat.T, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_agree_with_one_product() -> None:
+    columns = 5 * linalg.BLOCK_COLUMNS + 17
+    x = rows(4, columns)
+    flat = np.asarray(x, np.float64)
+    np.testing.assert_allclose(linalg.gram(x), flat @ flat.T, rtol=1e-4, atol=0.5)
+    np.testing.assert_allclose(jax.vmap(linalg.gram)(x[None])[0], linalg.gram(x), 1e-5)
+
+
+def test_low_precision_rows_are_summed_in_float32() -> None:
+    x = jnp.ones((2, 4096), jnp.bfloat16)
+    gram = linalg.gram(x)
+    assert gram.dtype == jnp.float32
+    # A bfloat16 sum of ones would stop at 256.
+    assert gram.tolist() == [[4096.0, 4096.0], [4096.0, 4096.0]]
+
+
+def test_float64_rows_stay_float64() -> None:
+    with jax.enable_x64(True):
+        assert linalg.gram(jnp.ones((2, 3), jnp.float64)).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_gram_of_sharded_rows(explicit: bool) -> None:
+    kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    x = rows(3, 16, 4)
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, "x")))
+    np.testing.assert_allclose(jax.jit(linalg.gram)(sharded), linalg.gram(x), rtol=1e-5)
+
+
+def test_correlation_of_rows_that_are_zero_tiny_or_huge() -> None:
+    scales = jnp.array([0.0, 1e-18, 1e18, 1.0])
+    angles = jnp.array([0.3, 0.3, 1.0, 0.3 + jnp.pi])
+    x = scales[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+    cosines, norms = linalg.correlation(linalg.gram(x))
+    np.testing.assert_allclose(norms, scales, rtol=1e-6)
+    expected = np.cos(angles[:, None] - angles[None, :])
+    expected[0] = expected[:, 0] = 0
+    np.testing.assert_allclose(cosines, expected, atol=1e-6)
