@@ -98,8 +98,9 @@ def encode(boxes: ArrayLike, anchors: ArrayLike) -> jax.Array:
 
     Computes ``t_x1 = (x1 - x1_anchor) / w``, and likewise for ``y1`` (with ``h``),
     ``x2`` and ``y2``. An anchor side that is not above 1e-12 counts as 1, so that
-    `decode` stays the inverse and all is finite. There are no extra weights and widths
-    are ``x2 - x1`` (the authors' code multiplies by 10 and adds one pixel).
+    `decode` stays the inverse and nothing is divided by zero. There are no extra
+    weights and widths are ``x2 - x1`` (the authors' code multiplies by 10 and adds one
+    pixel).
 
     Args:
         boxes: Boxes, ``[..., 4]``.
@@ -117,7 +118,7 @@ def encode(boxes: ArrayLike, anchors: ArrayLike) -> jax.Array:
         [ 0.1  0.5 -0.1  0. ]
 
     References:
-        He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, eq. 1.
+        He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.1.
     """
     boxes = _as_boxes("boxes", boxes)
     anchors = _as_boxes("anchors", anchors)
@@ -146,7 +147,7 @@ def decode(offsets: ArrayLike, anchors: ArrayLike) -> jax.Array:
         [ 5.  2. 10.  8.]
 
     References:
-        He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, eq. 1.
+        He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.1.
     """
     offsets = _as_boxes("offsets", offsets)
     anchors = _as_boxes("anchors", anchors)
@@ -200,7 +201,7 @@ def kl_loss(
         1.0493
 
     References:
-        He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, eqs. 9 and 10.
+        He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.2.
     """
     check_number("log_variance_min", log_variance_min)
     check_number("log_variance_max", log_variance_max)
@@ -317,7 +318,7 @@ def variance_voting(
 
     References:
         He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, algorithm 1.
-        Bodla et al., "Soft-NMS", ICCV 2017, eq. 3.
+        Bodla et al., "Soft-NMS", ICCV 2017, sec. 3.
     """
     check_number("sigma_t", sigma_t, low=0, open_low=True)
     check_number("iou_threshold", iou_threshold, low=0, high=1)
@@ -373,7 +374,8 @@ def variance_voting(
             jnp.where(valid, boxes[best] + shift, 0), chosen_score, index, valid
         )
         if soft:
-            scores = scores * jnp.exp(-(overlap**2) / soft_sigma)
+            decay = jnp.exp(-(overlap**2) / soft_sigma)
+            scores = (scores * decay).astype(scores.dtype)
             kept = scores >= score_threshold
         else:
             kept = overlap <= iou_threshold

@@ -1,9 +1,9 @@
 """From measurements to KPIs: functions whose answer is in [0, 1], higher is better.
 
 Every function returns a float32 scalar and takes a mask, `where`, of the examples that
-count: an array of the shape the function names (sizes of 1 are repeated), or None for
-all. **With no example to judge the answer is NaN, which the library reads as "not
-observed"**: the task keeps the KPI that it had.
+count: an array of the shape the function names, with 1 for sizes to be repeated, or
+None for all. **With no example to judge the answer is NaN, which the library reads as
+"not observed"**: the task keeps the KPI that it had.
 
 An example whose prediction or target is not finite counts as wrong, so that a network
 that diverges does not look good; mask the examples whose target is missing. All
@@ -244,6 +244,8 @@ def mean_mask_iou(
     _check_same_shape("predicted", predicted, "target", target)
     _check_integers("predicted", predicted)
     _check_integers("target", target)
+    # In a narrower type the comparison with the number of classes could overflow.
+    predicted, target = predicted.astype(jnp.int32), target.astype(jnp.int32)
     valid = _valid(where, target.shape) & (target >= 0) & (target < num_classes)
 
     # Whole numbers: a float32 count would stop at 2^24 pixels.
@@ -292,14 +294,14 @@ def pck(
         0.5
 
     References:
-        Andriluka et al., "2D Human Pose Estimation: New Benchmark", CVPR 2014, sec. 4.
+        Andriluka et al., "2D Human Pose Estimation: New Benchmark", CVPR 2014.
     """
     check_number("scale", scale, low=0, open_low=True)
     check_number("threshold", threshold, low=0)
     check_last_axis("predicted", predicted, 2)
     predicted, target = _as_floats(predicted), _as_floats(target)
     _check_same_shape("predicted", predicted, "target", target)
-    scale = jnp.asarray(scale)
+    scale = _broadcast("scale", scale, predicted.shape[:-1])
     error = predicted - target
     # Comparisons with NaN are false. Unlike the root of a sum of squares, `hypot` does
     # not overflow.
@@ -340,7 +342,8 @@ def within_threshold(
     predicted, target = _as_floats(predicted), _as_floats(target)
     _check_same_shape("predicted", predicted, "target", target)
     error = jnp.abs(predicted - target)
-    correct = (error <= threshold) & jnp.isfinite(error)
+    correct = error <= _broadcast("threshold", threshold, error.shape)
+    correct &= jnp.isfinite(error)
     return _mean(correct, _valid(where, predicted.shape))
 
 
@@ -380,7 +383,7 @@ def bounded_error(
     predicted, target = _as_floats(predicted), _as_floats(target)
     _check_same_shape("predicted", predicted, "target", target)
     valid = _valid(where, predicted.shape)
-    scale = jnp.asarray(scale)
+    scale = _broadcast("scale", scale, predicted.shape)
     usable = valid & jnp.isfinite(predicted) & jnp.isfinite(target)
     usable &= scale > _SMALLEST_SCALE
     error = jnp.where(usable, predicted, 0) - jnp.where(usable, target, 0)
@@ -459,8 +462,8 @@ def exp_loss(
     loss = _as_floats(loss)
     valid = _valid(where, loss.shape)
     usable = valid & jnp.isfinite(loss)
-    safe = jnp.where(usable, loss, 0)
-    return _mean(jnp.where(usable, jnp.exp(-jnp.maximum(safe, 0) / scale), 0), valid)
+    relative = jnp.maximum(jnp.where(usable, loss, 0), 0) / scale
+    return _mean(jnp.where(usable, jnp.exp(-relative), 0), valid)
 
 
 def _mean(values: jax.Array, valid: jax.Array) -> jax.Array:
@@ -490,17 +493,23 @@ def _center(values: jax.Array, usable: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def _valid(where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array:
-    """The mask of examples, without letting ranks broadcast the wrong way around."""
     if where is None:
         return jnp.ones(shape, bool)
-    where = jnp.asarray(where, bool)
-    fits = [a in (1, b) for a, b in zip(where.shape, shape, strict=False)]
-    if where.ndim != len(shape) or not all(fits):
+    return _broadcast("where", where, shape).astype(bool)
+
+
+def _broadcast(name: str, array: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    """Broadcasts a scalar, or sizes of 1, but adds no axes: [B] is not [B, B]."""
+    array = jnp.asarray(array)
+    fits = len(array.shape) == len(shape) and all(
+        size in (1, full) for size, full in zip(array.shape, shape, strict=True)
+    )
+    if array.ndim > 0 and not fits:
         raise ValueError(
-            f"where must have shape {list(shape)}, or 1 instead of a size, got "
-            f"{list(where.shape)}."
+            f"{name} must be a scalar or have shape {list(shape)}, with 1 for any "
+            f"size, got {list(array.shape)}. Add the missing axes with size 1."
         )
-    return jnp.broadcast_to(where, shape)
+    return jnp.broadcast_to(array, shape)
 
 
 def _check_same_shape(name_a: str, a: jax.Array, name_b: str, b: jax.Array) -> None:

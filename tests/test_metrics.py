@@ -372,8 +372,10 @@ def test_exp_loss_of_cross_entropies_is_the_mean_true_probability():
         (lambda x: metrics.bounded_error(x, x, 0), "scale must be"),
         (lambda x: metrics.correlation(x[0], x), "same shape"),
         (lambda x: metrics.exp_loss(x, scale=-1.0), "scale must be"),
-        (lambda x: metrics.exp_loss(x, where=jnp.ones(3)), "where must have shape"),
-        (lambda x: metrics.exp_loss(x, where=jnp.ones([6, 2])), "where must have"),
+        (lambda x: metrics.exp_loss(x, where=jnp.ones(3)), "where must be a scalar"),
+        (lambda x: metrics.exp_loss(x, where=jnp.ones([6, 2])), "where must be"),
+        (lambda x: metrics.bounded_error(x, x, x[0]), "scale must be a scalar or have"),
+        (lambda x: metrics.pck(x[:, :2], x[:, :2], x[:, :1]), "Add the missing axes"),
     ],
 )
 def test_wrong_arguments_raise(call, message):

@@ -1,0 +1,74 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dtp_jax
+from dtp_jax import TaskGradients, diagnostics
+from tests import toys
+
+STEP = toys.Steps(jnp.ones(2), jnp.array([0.5, 0.1]), jnp.eye(2))
+
+
+def trained(tx: optax.GradientTransformationExtraArgs) -> optax.OptState:
+    return toys.update(tx, tx.init(jnp.zeros(2)), STEP, ("right", "left"))[1]
+
+
+def test_weights_and_kpis_by_name_from_a_chain() -> None:
+    link = dtp_jax.dynamic_task_prioritization(["left", "right"], warmup_steps=0)
+    state = trained(optax.chain(link, optax.clip_by_global_norm(1.0), optax.sgd(0.1)))
+    weights, kpis = diagnostics.task_weights(state), diagnostics.kpis(state)
+    assert list(weights) == ["left", "right"]
+    np.testing.assert_allclose(kpis["left"], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(weights["right"], 0.25 * np.log(2), rtol=1e-6)
+
+
+def test_names_of_tasks_in_one_array_are_positions() -> None:
+    state = dtp_jax.dynamic_task_prioritization(2).init(None)
+    assert list(diagnostics.task_weights(state)) == ["0", "1"]
+    assert np.isnan(diagnostics.kpis(state)["0"])
+
+
+def test_a_state_without_a_link() -> None:
+    state = optax.adam(1e-3).init(jnp.zeros(2))
+    with pytest.raises(ValueError, match="no `task_weights`, which a link of"):
+        diagnostics.task_weights(state)
+    plain = dtp_jax.balance(optax.identity(), 2).init(None)
+    with pytest.raises(ValueError, match="no `kpis`"):
+        diagnostics.kpis(plain)
+
+
+def test_two_links_are_ambiguous() -> None:
+    link = dtp_jax.balance(optax.identity(), 2)
+    with pytest.raises(ValueError, match="several `task_weights`"):
+        diagnostics.task_weights((link.init(None), link.init(None)))
+
+
+@pytest.mark.parametrize("size", [2e-37, 1.0, 1e37])
+def test_effective_number_of_tasks(size: float) -> None:
+    def effective(*weights: float) -> float:
+        return float(diagnostics.effective_num_tasks(jnp.array(weights) * size))
+
+    assert effective(1.0, 1.0, 1.0) == pytest.approx(3.0)
+    assert effective(0.0, 2.0, 0.0) == pytest.approx(1.0)
+    assert effective(0.0, 0.0) == 0.0
+    shares = np.array([0.7, 0.2, 0.1])
+    expected = np.exp(-np.sum(shares * np.log(shares)))
+    assert effective(*shares) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cosines_and_conflicts_of_a_lazy_gradient() -> None:
+    def losses(x: jnp.ndarray) -> dict[str, jnp.ndarray]:
+        return {"a": x[0], "b": -2 * x[0] + 2 * x[1], "c": x[1]}
+
+    gradients = dtp_jax.task_gradients(losses)(jnp.zeros(2))
+    half = np.sqrt(0.5)
+    expected = [[1, -half, 0], [-half, 1, half], [0, half, 1]]
+    np.testing.assert_allclose(diagnostics.cosines(gradients), expected, atol=1e-6)
+    assert int(diagnostics.num_conflicts(gradients)) == 1
+    assert int(diagnostics.num_conflicts(gradients, threshold=0.5)) == 2
+
+
+def test_a_zero_gradient_is_in_no_conflict() -> None:
+    gradients = TaskGradients.from_stacked(jnp.array([[0.0, 0.0], [1.0, 0.0]]))
+    assert int(diagnostics.num_conflicts(gradients)) == 0
