@@ -1,13 +1,14 @@
 """The ready-made method: focal weights with warm-up, stages and a seam for others."""
 
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import optax
 
 from dtp_jax import balancers, curricula
 from dtp_jax._balance import balance
-from dtp_jax._base import Balancer, task_layout
+from dtp_jax._base import Balancer, checked_balancer, task_layout
+from dtp_jax._checks import check_whole
 from dtp_jax.balancers._normalize_weights import Total
 
 
@@ -82,6 +83,11 @@ def dynamic_task_prioritization(
         weights of tasks that start badly.
     """
     layout = task_layout(tasks)
+    check_whole("warmup_steps", warmup_steps)
+    if normalize is not None and normalize not in get_args(Total):
+        raise ValueError(
+            f"normalize must be None, 'sum_to_T' or 'sum_to_1', got {normalize!r}."
+        )
     if stages is not None:
         curricula.check_stages(stages, layout)
     link = balancers.focal(gamma=gamma, alpha=alpha, kpi_min=kpi_min)
@@ -92,5 +98,5 @@ def dynamic_task_prioritization(
     if normalize is not None:
         links.append(balancers.normalize_weights(normalize))
     if balancer is not None:
-        links.append(balancer)
+        links.append(checked_balancer("balancer", balancer))
     return balance(optax.chain(*links), tasks)

@@ -1,0 +1,175 @@
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import dtp_jax
+from dtp_jax import balance, balancers, combine_losses, diagnostics, focal_weights
+from dtp_jax import nnx as dtp_nnx
+from tests import toys
+
+KPIS = {"left": 0.3, "right": 0.8}
+X = jax.random.normal(jax.random.key(0), (16, 3))
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.trunk = nnx.Linear(3, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.left = nnx.Linear(8, 1, rngs=rngs)
+        self.right = nnx.Linear(8, 1, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden = self.dropout(nnx.relu(self.norm(self.trunk(x))))
+        return self.left(hidden), self.right(hidden)
+
+
+def losses_fn(model: Model, x: jax.Array) -> tuple[dict[str, jax.Array], Any]:
+    left, right = model(x)
+    losses = {"left": jnp.mean((left - 1) ** 2), "right": jnp.mean(right**2)}
+    return losses, {name: jnp.exp(-loss) for name, loss in losses.items()}
+
+
+def variables(model: Model) -> Any:
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def data(tree: Any) -> Any:
+    """Arrays only: typed keys have no arithmetic."""
+    return jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        else x,
+        tree,
+    )  # fmt: skip
+
+
+def test_trains_as_the_plain_weighted_sum_does() -> None:
+    ours, plain = Model(nnx.Rngs(0)), Model(nnx.Rngs(0))
+    tx = optax.chain(balance(balancers.focal(), KPIS), optax.adam(0.1))
+    optimizer = dtp_nnx.Optimizer(ours, tx, wrt=nnx.Param)
+    other = nnx.Optimizer(plain, optax.adam(0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model: Model, optimizer: Any, x: jax.Array) -> Any:
+        gradients, _ = dtp_nnx.task_gradients(losses_fn, has_aux=True)(model, x)
+        optimizer.update(model, gradients, kpis=KPIS)
+        return gradients.losses
+
+    @nnx.jit
+    def plain_step(model: Model, optimizer: Any, x: jax.Array) -> Any:
+        def total(model: Model) -> Any:
+            losses, _ = losses_fn(model, x)
+            return combine_losses(losses, focal_weights(KPIS)), losses
+
+        gradient, losses = nnx.grad(total, has_aux=True)(model)
+        optimizer.update(model, gradient)
+        return losses
+
+    for _ in range(3):
+        found, expected = step(ours, optimizer, X), plain_step(plain, other, X)
+        chex.assert_trees_all_close(found, expected, rtol=1e-4)
+    # Parameters, batch statistics and dropout counters advanced alike, once per step.
+    chex.assert_trees_all_close(
+        data(variables(ours)), data(variables(plain)), rtol=1e-3, atol=1e-5
+    )
+    assert int(ours.dropout.rngs.count[...]) == 3
+    assert int(optimizer.step[...]) == 3
+
+
+def test_kpis_of_the_same_forward_pass() -> None:
+    model = Model(nnx.Rngs(0))
+    link = dtp_jax.dynamic_task_prioritization(KPIS, warmup_steps=0, alpha=1.0)
+    tx = optax.chain(link, optax.adam(0.1))
+    optimizer = dtp_nnx.Optimizer(model, tx, wrt=nnx.Param)
+    calls = []
+
+    def counted(model: Model, x: jax.Array) -> Any:
+        calls.append(1)
+        return losses_fn(model, x)
+
+    @nnx.jit
+    def step(model: Model, optimizer: Any, x: jax.Array) -> Any:
+        gradients, kpis = dtp_nnx.task_gradients(counted, has_aux=True)(model, x)
+        optimizer.update(model, gradients, kpis=kpis)
+        return kpis
+
+    kpis = step(model, optimizer, X)
+    assert len(calls) == 1
+    step(model, optimizer, X)
+    assert len(calls) == 1  # Compiled once.
+    kpis = step(model, optimizer, X)
+    state = nnx.as_pure(optimizer.opt_state)
+    chex.assert_trees_all_close(diagnostics.kpis(state), kpis, rtol=1e-6)
+    expected = focal_weights(kpis)
+    chex.assert_trees_all_close(diagnostics.task_weights(state), expected, rtol=1e-5)
+
+
+def test_shared_parameters_by_path() -> None:
+    model = Model(nnx.Rngs(0))
+    make = dtp_nnx.task_gradients(
+        losses_fn, has_aux=True, shared=lambda path: path.startswith(("trunk", "norm"))
+    )
+    gradients, _ = make(model, X)
+    stack = nnx.to_pure_dict(gradients.stack())
+    rows = [stack["trunk"]["kernel"], stack["trunk"]["bias"], *stack["norm"].values()]
+    flat = np.concatenate([np.asarray(r).reshape(2, -1) for r in rows], axis=1)
+    np.testing.assert_allclose(gradients.gramian(), flat @ flat.T, rtol=1e-4)
+    assert not stack["left"]["kernel"][1].any()
+
+
+def test_a_gramian_driven_method() -> None:
+    model = Model(nnx.Rngs(0))
+    tx = optax.chain(balance(toys.equal_norms(), KPIS), optax.sgd(0.1))
+    optimizer = dtp_nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model: Model, optimizer: Any, x: jax.Array) -> None:
+        gradients, _ = dtp_nnx.task_gradients(losses_fn, has_aux=True)(model, x)
+        optimizer.update(model, gradients)
+
+    step(model, optimizer, X)
+    weights = diagnostics.task_weights(nnx.as_pure(optimizer.opt_state))
+    assert weights["left"] != weights["right"]
+
+
+def test_ordinary_gradients_still_work() -> None:
+    model = Model(nnx.Rngs(0))
+    optimizer = dtp_nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    before = jnp.array(model.left.bias[...])
+    gradient = nnx.grad(lambda model: losses_fn(model, X)[0]["left"])(model)
+    optimizer.update(model, gradient)
+    assert not np.array_equal(before, model.left.bias[...])
+
+
+def test_a_missing_kpi_leaves_the_model_as_it_was() -> None:
+    model = Model(nnx.Rngs(0))
+    tx = optax.chain(balance(balancers.focal(), KPIS), optax.adam(0.1))
+    optimizer = dtp_nnx.Optimizer(model, tx, wrt=nnx.Param)
+    gradients, _ = dtp_nnx.task_gradients(losses_fn, has_aux=True)(model, X)
+    before = data(variables(model))
+    with pytest.raises(ValueError, match="focal needs `kpis`"):
+        optimizer.update(model, gradients)
+    chex.assert_trees_all_equal(data(variables(model)), before)
+    assert int(optimizer.step[...]) == 0
+
+
+def test_seeds_by_vmap() -> None:
+    tx = optax.chain(balance(balancers.focal(), KPIS), optax.adam(0.1))
+
+    @nnx.vmap
+    def train(key: jax.Array) -> jax.Array:
+        model = Model(nnx.Rngs(key))
+        optimizer = dtp_nnx.Optimizer(model, tx, wrt=nnx.Param)
+        gradients, kpis = dtp_nnx.task_gradients(losses_fn, has_aux=True)(model, X)
+        optimizer.update(model, gradients, kpis=kpis)
+        return losses_fn(model, X)[0]["left"]
+
+    losses = train(jax.random.split(jax.random.key(0), 3))
+    assert losses.shape == (3,)
+    assert len(set(losses.tolist())) == 3
