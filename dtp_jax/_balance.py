@@ -28,12 +28,12 @@ class BalanceState(NamedTuple):
 
 
 def balance(
-    balancer: Balancer,
+    balancer: optax.GradientTransformation,
     tasks: Any,
     *,
-    preferences: Balancer | None = None,
+    preferences: optax.GradientTransformation | None = None,
     heads: Heads = "weights",
-) -> optax.GradientTransformationExtraArgs:
+) -> Balancer:
     """Turns a balancer into a link of an optimizer's chain.
 
     The link takes the gradients of T tasks and returns one gradient, that of
@@ -156,12 +156,13 @@ def _task_gradients(
     updates: Any, params: Any, losses: Any, layout: TaskLayout
 ) -> TaskGradients:
     if isinstance(updates, TaskGradients):
+        updates.check_untouched()
         if updates.losses is not None:
-            layout.check("The losses", updates.losses)
+            layout.check("losses", updates.losses)
         if updates.num_tasks != layout.num_tasks:
             raise ValueError(
-                f"The gradients are of {updates.num_tasks} tasks, but the link was made "
-                f"for the {layout.num_tasks} tasks {', '.join(layout.names)}."
+                f"The gradients are of {updates.num_tasks} tasks, but the link was "
+                f"made for the {layout.num_tasks} tasks {', '.join(layout.names)}."
             )
         if params is not None:
             updates.check_params(params)

@@ -271,7 +271,7 @@ def stateless_weighting(
     return transformation(lambda params: optax.EmptyState(), update)
 
 
-def checked_balancer(name: str, balancer: Any) -> Balancer:
+def checked_balancer(name: str, balancer: Any) -> optax.GradientTransformationExtraArgs:
     """Checks that something is a balancer and lets it take extra arguments.
 
     Args:

@@ -21,8 +21,8 @@ def dynamic_task_prioritization(
     warmup_steps: jax.typing.ArrayLike = 100,
     stages: curricula.Schedule | None = None,
     normalize: Total | None = None,
-    balancer: Balancer | None = None,
-) -> optax.GradientTransformationExtraArgs:
+    balancer: optax.GradientTransformation | None = None,
+) -> Balancer:
     """Dynamic Task Prioritization: tasks that do badly lead, those that do well wait.
 
     Every task has a KPI in [0, 1], averaged with momentum, ``mean = alpha * kpi + (1 -
@@ -32,9 +32,12 @@ def dynamic_task_prioritization(
         tx = optax.chain(dynamic_task_prioritization(["a", "b"]), optax.adam(1e-3))
         updates, state = tx.update(task_gradients, state, params, kpis=kpis)
 
-    A step costs what a fixed weighted sum of the losses costs. The weights scale the
-    gradient, also as a whole: an optimizer without adaptive steps may want
-    ``normalize="sum_to_T"``.
+    A step costs what a fixed weighted sum of the losses costs. The paper's weights
+    scale the gradient as a whole, too: they shrink as the tasks improve and jump when a
+    KPI drops. Adam divides by the size of past gradients and then takes steps that are
+    far too large. With Adam and the like, and with plain SGD at a tuned learning rate,
+    use ``normalize="sum_to_T"``. KPIs of small batches are noisy: a smaller `alpha`
+    averages over more of them.
 
     Args:
         tasks: Names, for losses given as ``{name: scalar}``; an int T, for losses given

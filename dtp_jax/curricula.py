@@ -31,11 +31,11 @@ class StagesState(NamedTuple):
 class WarmUpState(NamedTuple):
     """State of `warm_up`."""
 
-    active_steps: Any  # int32, a pytree like the tasks
+    active_steps: jax.Array  # [T], int32
     balancer: Any  # the state of the wrapped balancer
 
 
-def stages(schedule: Schedule, balancer: Balancer) -> Balancer:
+def stages(schedule: Schedule, balancer: optax.GradientTransformation) -> Balancer:
     """Trains in stages: tasks join, or leave, at given steps.
 
     A task that is not active has weight exactly zero and no influence on the others. In
@@ -93,7 +93,9 @@ def stages(schedule: Schedule, balancer: Balancer) -> Balancer:
     return transformation(init, update)
 
 
-def warm_up(balancer: Balancer, num_steps: jax.typing.ArrayLike) -> Balancer:
+def warm_up(
+    balancer: optax.GradientTransformation, num_steps: jax.typing.ArrayLike
+) -> Balancer:
     """Lets each task train with its preference as weight for its first steps.
 
     A KPI of an untrained network says nothing, so for the first `num_steps` steps in
@@ -125,8 +127,7 @@ def warm_up(balancer: Balancer, num_steps: jax.typing.ArrayLike) -> Balancer:
     balancer = checked_balancer("balancer", balancer)
 
     def init(params: Any) -> WarmUpState:
-        layout = layout_of(params)
-        active_steps = layout.tree(jnp.zeros((layout.num_tasks,), jnp.int32))
+        active_steps = jnp.zeros((layout_of(params).num_tasks,), jnp.int32)
         return WarmUpState(active_steps, balancer.init(params))
 
     def update(
@@ -138,11 +139,10 @@ def warm_up(balancer: Balancer, num_steps: jax.typing.ArrayLike) -> Balancer:
             updates, state.balancer, params, **extra_args
         )
         weights = layout.vector("weights", weights)
-        steps = layout.vector("active_steps", state.active_steps, dtype=jnp.int32)
-        active = preferences > 0
+        steps, active = state.active_steps, preferences > 0
         weights = jnp.where(active & (steps < num_steps), preferences, weights)
         steps = jnp.where(active, optax.safe_increment(steps), steps)
-        return layout.tree(weights), WarmUpState(layout.tree(steps), balancer_state)
+        return layout.tree(weights), WarmUpState(steps, balancer_state)
 
     return transformation(init, update)
 

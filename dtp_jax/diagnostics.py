@@ -1,4 +1,7 @@
-"""What to log: weights, KPIs and conflicts."""
+"""What to log: weights, KPIs and conflicts.
+
+For a state with an axis of seeds, map these functions: ``jax.vmap(task_weights)``.
+"""
 
 from typing import Any
 
@@ -44,7 +47,8 @@ def kpis(opt_state: Any) -> dict[str, jax.Array]:
         that was not observed yet.
 
     Raises:
-        ValueError: If the state holds no KPIs, or more than one set.
+        ValueError: If the state holds no KPIs, more than one set, or not one KPI for
+            each task (under `optax.masked`).
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,15 +58,21 @@ def kpis(opt_state: Any) -> dict[str, jax.Array]:
         {'left': nan, 'right': nan}
     """
     state = _get(opt_state, "kpis", "a KPI-driven balancer")
-    mean, count = _by_name(state.mean), _by_name(state.count)
-    return {name: jnp.where(count[name] > 0, mean[name], jnp.nan) for name in mean}
+    names = list(task_weights(opt_state))
+    if state.mean.shape != (len(names),):
+        raise ValueError(
+            f"The KPIs of shape {list(state.mean.shape)} do not belong to the "
+            f"{len(names)} tasks one by one: they are masked, or need jax.vmap."
+        )
+    means = jnp.where(state.count > 0, state.mean, jnp.nan)
+    return dict(zip(names, means, strict=True))
 
 
 def effective_num_tasks(weights: Any) -> jax.Array:
     """How many tasks the weights amount to: the exponential of their entropy.
 
-    Computes ``exp(-sum_t q_t log q_t)`` with ``q = |w| / sum |w|``: T for equal weights,
-    1 if one task has all the weight.
+    Computes ``exp(-sum_t q_t log q_t)`` with ``q = |w| / sum |w|``: T for equal
+    weights, 1 if one task has all the weight.
 
     Args:
         weights: A pytree of weights.

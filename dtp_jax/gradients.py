@@ -64,6 +64,7 @@ class TaskGradients:
         """Use `task_gradients` or `TaskGradients.from_stacked` instead."""
         self.losses = losses
         self._map: LinearMap = linear_map
+        self._seal: Any = np.zeros((), bool)
 
     @classmethod
     def from_stacked(
@@ -194,15 +195,36 @@ class TaskGradients:
         if isinstance(self._map, _Stacked):
             check_stacked(self._map.jacobian, params, self.num_tasks)
 
-    def tree_flatten(self) -> tuple[tuple[Any, Any], None]:
+    def check_untouched(self) -> None:
+        """Checks that no transformation took this for a pytree of gradients.
+
+        Raises:
+            ValueError: If arithmetic was done on the leaves, such as by
+                `optax.clip_by_global_norm` in a chain before the balancing link.
+        """
+        if self._seal.dtype != bool:
+            raise ValueError(
+                "The TaskGradients were changed by a transformation that took them for "
+                "gradients: put clipping, scaling and the like after the balancing "
+                "link, optax.chain(balance(...), optax.clip_by_global_norm(...), ...)."
+            )
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any, Any], None]:
         """For `jax.tree_util`."""
-        return (self.losses, self._map), None
+        # A map over the leaves, such as a clip, would act on the linear map. The seal
+        # is a boolean, which no arithmetic with floats leaves a boolean.
+        return (self.losses, self._map, self._seal), None
 
     @classmethod
-    def tree_unflatten(cls, aux: None, children: tuple[Any, Any]) -> "TaskGradients":
+    def tree_unflatten(
+        cls, aux: None, children: tuple[Any, Any, Any]
+    ) -> "TaskGradients":
         """For `jax.tree_util`."""
         del aux
-        return cls(*children)
+        losses, linear_map, seal = children
+        gradients = cls(losses, linear_map)
+        gradients._seal = seal
+        return gradients
 
     @property
     def _layout(self) -> TaskLayout:

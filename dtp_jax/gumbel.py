@@ -73,9 +73,8 @@ def pdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _, scale = _standardize(x, loc, scale)
-    z = _saturate(z)
-    return _divide(jnp.exp(-z - jnp.exp(-z)), scale)
+    z, scale = _standardize(x, loc, scale)
+    return _divide(_exp_minus(z) * jnp.exp(-_exp_minus(z)), scale)
 
 
 def logpdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
@@ -99,9 +98,11 @@ def logpdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Ar
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _, scale = _standardize(x, loc, scale)
-    # Only z = -inf is changed, where -z - exp(-z) would be inf - inf.
-    return -jnp.maximum(z, jnp.finfo(z.dtype).min) - jnp.exp(-z) - jnp.log(scale)
+    z, scale = _standardize(x, loc, scale)
+    # Below -50, z is lost against exp(-z) in all precisions, but if it overflowed it
+    # would turn the difference into NaN.
+    linear = jnp.where(z < -50, -50, z)
+    return -linear - _exp_minus(z, -jnp.inf) - jnp.log(scale)
 
 
 def cdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
@@ -125,8 +126,8 @@ def cdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _, _ = _standardize(x, loc, scale)
-    return jnp.exp(-jnp.exp(-_saturate(z)))
+    z, _ = _standardize(x, loc, scale)
+    return jnp.exp(-_exp_minus(z))
 
 
 def logcdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
@@ -150,8 +151,8 @@ def logcdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Ar
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _, _ = _standardize(x, loc, scale)
-    return -jnp.exp(-z)
+    z, _ = _standardize(x, loc, scale)
+    return -_exp_minus(z, -jnp.inf)
 
 
 def sf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
@@ -175,8 +176,8 @@ def sf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _, _ = _standardize(x, loc, scale)
-    t = jnp.exp(-_saturate(z))
+    z, _ = _standardize(x, loc, scale)
+    t = _exp_minus(z)
     # The derivative of expm1 is computed as expm1 + 1, which has no correct digit left
     # where t is large. There the plain difference is as accurate, and so is its slope.
     return jnp.where(z > 0, -jnp.expm1(-t), 1 - jnp.exp(-t))
@@ -207,8 +208,8 @@ def logsf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Arr
         Gumbel, "Statistics of Extremes", 1958. Maechler, "Accurately Computing
         log(1 - exp(-|a|))", 2012, on log1mexp.
     """
-    z, _, _ = _standardize(x, loc, scale)
-    t = jnp.exp(-_saturate(z))
+    z, _ = _standardize(x, loc, scale)
+    t = _exp_minus(z)
     far = z > 7
     # The next term of the expansion, t^4 / 2880, is below 3e-16 there.
     tail = -z - t / 2 + t * t / 24
@@ -521,8 +522,9 @@ def perturbed_logits(key: jax.Array, logits: ArrayLike) -> jax.Array:
     The largest perturbed logit is at `i` with probability ``softmax(logits)[i]``, and
     the order of all of them is that of drawing without replacement. `gumbel_softmax`
     and `top_k` use these values if they have the same key. They give the importance
-    weights of the `k` indices from `top_k`: with `kappa` the largest perturbed logit
-    that is not among them, ``(perturbed > kappa) / sf(kappa, loc=logits)`` has mean one.
+    weights of the `k` indices from `top_k`: if `kappa` is the largest perturbed logit
+    that is not among them, a weight of ``1 / sf(kappa, loc=logits)`` for those above it
+    and of zero for the others has mean one.
 
     Args:
         key: PRNG key.
@@ -628,9 +630,9 @@ def gumbel_softmax(
         perturbed, axis, keepdims=True, initial=jnp.finfo(perturbed.dtype).min
     )
     # Nothing is above zero after the largest is subtracted, so that a low temperature
-    # can only overflow to -inf, whose exponential is right.
-    gaps = jnp.where(possible, perturbed - jax.lax.stop_gradient(top), 0)
-    powers = jnp.where(possible, jnp.exp(_divide(gaps, temperature)), 0)
+    # can only underflow to zero.
+    gaps = jnp.where(possible, jax.lax.stop_gradient(top) - perturbed, 0)
+    powers = jnp.where(possible, _exp_minus(_divide(gaps, temperature)), 0)
     total = jnp.sum(powers, axis, keepdims=True)
     soft = powers / jnp.where(total > 0, total, 1)
     soft = soft.astype(jnp.result_type(logits, float))
@@ -714,7 +716,12 @@ def _expm1_minus_identity(x: jax.Array) -> jax.Array:
 
 @_expm1_minus_identity.defjvp
 def _expm1_minus_identity_jvp(primals, tangents):
-    return _expm1_minus_identity(primals[0]), jnp.expm1(primals[0]) * tangents[0]
+    slope = jnp.expm1(primals[0])
+    # An infinite slope would turn every zero it is multiplied by into NaN. Where the
+    # value is inf, the slope only has to be large.
+    large = float(jnp.finfo(slope.dtype).max) ** 0.5
+    slope = jnp.where(jnp.isinf(slope), large, slope)
+    return _expm1_minus_identity(primals[0]), slope * tangents[0]
 
 
 def _parameters(*arguments: ArrayLike) -> list[jax.Array]:
@@ -728,15 +735,18 @@ def _parameters(*arguments: ArrayLike) -> list[jax.Array]:
 
 def _standardize(
     x: ArrayLike, loc: ArrayLike, scale: ArrayLike
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns z, location and scale."""
+) -> tuple[jax.Array, jax.Array]:
+    """Returns z and the scale."""
     x, loc, scale = _parameters(x, loc, scale)
-    return _divide(x - loc, scale), loc, scale
+    return _divide(x - loc, scale), scale
 
 
-def _saturate(z: jax.Array) -> jax.Array:
-    """Bounds z from below, where exp(-exp(-z)) is zero in all precisions."""
-    return jnp.where(z < -10, -10, z)
+def _exp_minus(z: jax.Array, low: float = -10.0) -> jax.Array:
+    """Returns exp(-z), with the slope zero below `low` and where it underflows.
+
+    At z = -10, exp(-exp(-z)) is zero in all precisions, and at z = 1000, exp(-z) is.
+    """
+    return jnp.exp(-jnp.where(z < low, low, jnp.where(z > 1000, 1000, z)))
 
 
 def _at_ends(q: jax.Array, at_zero: float, at_one: float) -> jax.Array:

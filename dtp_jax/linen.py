@@ -1,7 +1,7 @@
 """A train state for flax linen that takes task gradients and extra arguments."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import optax
 from flax.training import train_state
@@ -34,7 +34,7 @@ class TrainState(train_state.TrainState):
         1
     """
 
-    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> "TrainState":
+    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> Self:
         """Updates parameters and optimizer state.
 
         Args:
@@ -50,11 +50,13 @@ class TrainState(train_state.TrainState):
         fields = {field.name for field in dataclasses.fields(self)}
         replaced = {name: kwargs[name] for name in kwargs if name in fields}
         extra_args = {name: kwargs[name] for name in kwargs if name not in fields}
-        of_tasks = isinstance(grads, TaskGradients)
-        if not of_tasks and not extra_args:
+        of_tasks: Any = grads
+        if not extra_args and not isinstance(grads, TaskGradients):
             return super().apply_gradients(grads=grads, **replaced)
         tx = optax.with_extra_args_support(self.tx)
-        updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra_args)
+        updates, opt_state = tx.update(
+            of_tasks, self.opt_state, self.params, **extra_args
+        )
         params = optax.apply_updates(self.params, updates)
         return self.replace(
             step=self.step + 1, params=params, opt_state=opt_state, **replaced

@@ -106,14 +106,14 @@ class Optimizer(nnx.Optimizer[M]):
         Returns:
             The updates that were applied.
         """
-        of_tasks = isinstance(grads, TaskGradients)
-        if not of_tasks:
+        of_tasks: Any = grads
+        if not isinstance(grads, TaskGradients):
             return super().update(model, grads, **kwargs)
         # The base class turns gradients into an `nnx.State`, which a TaskGradients is
         # not; the rest is the same.
         params = nnx.as_pure(nnx.state(model, self.wrt))
         updates, opt_state = self.tx.update(
-            grads, nnx.as_pure(self.opt_state), params, **nnx.as_pure(kwargs)
+            of_tasks, nnx.as_pure(self.opt_state), params, **nnx.as_pure(kwargs)
         )
         nnx.update(model, optax.apply_updates(params, updates))
         nnx.update(self.opt_state, nnx.state(opt_state))

@@ -1,0 +1,1 @@
+"""Examples: each one command, real data, honest tables."""

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import optax
 
-from dtp_jax import Balancer, balancers, curricula
+from dtp_jax import balancers, curricula
 from tests import toys
 
 
@@ -20,11 +21,11 @@ class Method:
     """
 
     name: str
-    make: Callable[[tuple[str, ...]], Balancer]
+    make: Callable[[tuple[str, ...]], Any]
     by_name: bool = False
 
 
-def _join_later(names: tuple[str, ...]) -> Balancer:
+def _join_later(names: tuple[str, ...]) -> Any:
     return curricula.stages({0: list(names), 2: list(names)}, balancers.focal())
 
 

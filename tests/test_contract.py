@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import dtp_jax
 from dtp_jax import TaskGradients
 from tests import toys
 from tests.catalogue import METHODS, Method
@@ -45,7 +44,7 @@ def at(steps: toys.Steps, index: int) -> toys.Steps:
 
 @methods
 def test_eager_jit_vmap_and_scan_agree(method: Method) -> None:
-    link = dtp_jax.balance(method.make(NAMES), NAMES)
+    link = toys.balance(method.make(NAMES), NAMES)
 
     def one(state: Any, step: toys.Steps) -> tuple[Any, Any]:
         gradient, state = toys.update(link, state, step, NAMES)
@@ -78,7 +77,7 @@ def test_eager_jit_vmap_and_scan_agree(method: Method) -> None:
 @methods
 def test_compiles_once_and_keeps_the_types_of_its_state(method: Method) -> None:
     chex.clear_trace_counter()
-    link = dtp_jax.balance(method.make(NAMES), NAMES)
+    link = toys.balance(method.make(NAMES), NAMES)
 
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -126,7 +125,7 @@ def test_finite_on_degenerate_input(method: Method, case: str) -> None:
 
 @methods
 def test_raising_a_preference_raises_the_weight(method: Method) -> None:
-    link = method.make(NAMES[:2])
+    link: Any = method.make(NAMES[:2])
     step = toys.Steps(jnp.ones(2), jnp.full(2, 0.5), jnp.eye(2))
     gradients = TaskGradients.from_stacked(step.jacobians, by_name(step.losses))
 
@@ -168,7 +167,7 @@ def test_a_bad_loss_is_dropped_and_poisons_no_state(method: Method, bad: float) 
         kpis=STEPS.kpis.at[1, 2].set(jnp.nan),
     )
     names = NAMES
-    link = dtp_jax.balance(method.make(names), names)
+    link = toys.balance(method.make(names), names)
     state = link.init(None)
     for index in range(4):
         gradient, state = toys.update(link, state, at(broken, index), names)
@@ -206,7 +205,7 @@ def test_ignores_extra_arguments(method: Method) -> None:
 def test_names_and_one_array_agree(method: Method) -> None:
     names = tuple(str(task) for task in range(len(NAMES)))
     by_names, _ = run(method, STEPS, names)
-    link = dtp_jax.balance(method.make(names), len(names))
+    link = toys.balance(method.make(names), len(names))
     state = link.init(None)
     for index in range(STEPS.losses.shape[0]):
         step = at(STEPS, index)
@@ -221,7 +220,7 @@ def test_names_and_one_array_agree(method: Method) -> None:
 
 @methods
 def test_state_survives_serialization(method: Method) -> None:
-    link = dtp_jax.balance(method.make(NAMES), NAMES)
+    link = toys.balance(method.make(NAMES), NAMES)
     state = link.init(None)
     for index in range(2):
         _, state = toys.update(link, state, at(STEPS, index), NAMES)
@@ -234,8 +233,8 @@ def test_state_survives_serialization(method: Method) -> None:
 
 @methods
 def test_a_restored_state_of_other_tasks_is_an_error(method: Method) -> None:
-    link = dtp_jax.balance(method.make(NAMES), NAMES)
-    other = dtp_jax.balance(method.make(NAMES[:2]), NAMES[:2])
+    link = toys.balance(method.make(NAMES), NAMES)
+    other = toys.balance(method.make(NAMES[:2]), NAMES[:2])
     with pytest.raises(ValueError, match="state does not fit the 4 tasks a, b, c, d"):
         toys.update(link, other.init(None), at(STEPS, 0), NAMES)
 

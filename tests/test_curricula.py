@@ -5,9 +5,10 @@ import numpy as np
 import optax
 import pytest
 
-from dtp_jax import curricula, focal_weights
+from dtp_jax import focal_weights
 from dtp_jax.balancers import focal
 from tests import toys
+from tests.toys import curricula
 
 STEPS = toys.random_steps(4, num_steps=8)
 

@@ -1,21 +1,23 @@
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import dtp_jax
-from dtp_jax import TaskGradients, diagnostics
+from dtp_jax import TaskGradients, diagnostics, task_gradients
 from tests import toys
+from tests.toys import balance, dynamic_task_prioritization
 
 STEP = toys.Steps(jnp.ones(2), jnp.array([0.5, 0.1]), jnp.eye(2))
 
 
-def trained(tx: optax.GradientTransformationExtraArgs) -> optax.OptState:
+def trained(tx: Any) -> Any:
     return toys.update(tx, tx.init(jnp.zeros(2)), STEP, ("right", "left"))[1]
 
 
 def test_weights_and_kpis_by_name_from_a_chain() -> None:
-    link = dtp_jax.dynamic_task_prioritization(["left", "right"], warmup_steps=0)
+    link = dynamic_task_prioritization(["left", "right"], warmup_steps=0)
     state = trained(optax.chain(link, optax.clip_by_global_norm(1.0), optax.sgd(0.1)))
     weights, kpis = diagnostics.task_weights(state), diagnostics.kpis(state)
     assert list(weights) == ["left", "right"]
@@ -24,7 +26,7 @@ def test_weights_and_kpis_by_name_from_a_chain() -> None:
 
 
 def test_names_of_tasks_in_one_array_are_positions() -> None:
-    state = dtp_jax.dynamic_task_prioritization(2).init(None)
+    state = dynamic_task_prioritization(2).init(None)
     assert list(diagnostics.task_weights(state)) == ["0", "1"]
     assert np.isnan(diagnostics.kpis(state)["0"])
 
@@ -33,13 +35,13 @@ def test_a_state_without_a_link() -> None:
     state = optax.adam(1e-3).init(jnp.zeros(2))
     with pytest.raises(ValueError, match="no `task_weights`, which a link of"):
         diagnostics.task_weights(state)
-    plain = dtp_jax.balance(optax.identity(), 2).init(None)
+    plain = balance(optax.identity(), 2).init(None)
     with pytest.raises(ValueError, match="no `kpis`"):
         diagnostics.kpis(plain)
 
 
 def test_two_links_are_ambiguous() -> None:
-    link = dtp_jax.balance(optax.identity(), 2)
+    link = balance(optax.identity(), 2)
     with pytest.raises(ValueError, match="several `task_weights`"):
         diagnostics.task_weights((link.init(None), link.init(None)))
 
@@ -61,7 +63,7 @@ def test_cosines_and_conflicts_of_a_lazy_gradient() -> None:
     def losses(x: jnp.ndarray) -> dict[str, jnp.ndarray]:
         return {"a": x[0], "b": -2 * x[0] + 2 * x[1], "c": x[1]}
 
-    gradients = dtp_jax.task_gradients(losses)(jnp.zeros(2))
+    gradients = task_gradients(losses)(jnp.zeros(2))
     half = np.sqrt(0.5)
     expected = [[1, -half, 0], [-half, 1, half], [0, half, 1]]
     np.testing.assert_allclose(diagnostics.cosines(gradients), expected, atol=1e-6)

@@ -21,8 +21,8 @@ class Model(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.trunk = nnx.Linear(3, 8, rngs=rngs)
         self.norm = nnx.BatchNorm(8, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-        self.left = nnx.Linear(8, 1, rngs=rngs)
+        self.dropout: Any = nnx.Dropout(0.5, rngs=rngs)
+        self.left: Any = nnx.Linear(8, 1, rngs=rngs)
         self.right = nnx.Linear(8, 1, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -5,15 +5,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._base import Balancer, layout_of, required, transformation
+from dtp_jax._base import (
+    Balancer,
+    layout_of,
+    per_task,
+    required,
+    transformation,
+)
 from dtp_jax._checks import check_number
-from dtp_jax.kpi import KpiState, focal_weights, init_kpis, update_kpis
+from dtp_jax.kpi import (
+    KpiState,
+    check_kpis,
+    focal_weights,
+    init_kpis,
+    update_kpis,
+)
 
 
 class FocalState(NamedTuple):
     """State of `focal`."""
 
-    kpis: KpiState  # the averaged KPIs, pytrees like the tasks
+    kpis: KpiState  # mean [T] and count [T], in the order of the tasks
 
 
 def focal(
@@ -69,7 +81,7 @@ def focal(
     check_number("kpi_min", kpi_min, low=0, high=1, open_low=True, open_high=True)
 
     def init(params: Any) -> FocalState:
-        return FocalState(init_kpis(params))
+        return FocalState(init_kpis(layout_of(params).vector("losses", params)))
 
     def update(
         updates: Any,
@@ -86,15 +98,15 @@ def focal(
             "focal",
             "pass kpis={task: value in [0, 1], or None where not observed} to update",
         )
-        averaged = update_kpis(state.kpis, kpis, alpha)
-        used = averaged if differentiate_kpis else jax.lax.stop_gradient(averaged)
         layout = layout_of(updates)
+        check_kpis(kpis, layout)
+        observed = layout.vector("kpis", kpis)
+        averaged = update_kpis(state.kpis, observed, alpha)
+        used = averaged if differentiate_kpis else jax.lax.stop_gradient(averaged)
         preferences = layout.vector("preferences", updates)
-        priorities = layout.vector(
-            "kpis", focal_weights(used.mean, gamma, kpi_min=kpi_min)
-        )
-        count = layout.vector("kpis", averaged.count, dtype=jnp.int32)
-        priorities = jnp.where(count > 0, priorities, 1)
+        gammas = per_task("gamma", gamma, layout)
+        priorities = focal_weights(used.mean, gammas, kpi_min=kpi_min)
+        priorities = jnp.where(averaged.count > 0, priorities, 1)
         smallest = jnp.finfo(preferences.dtype).tiny
         weights = jnp.maximum(preferences * priorities, smallest)
         return (

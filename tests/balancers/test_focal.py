@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax import balancers, focal_weights, init_kpis, update_kpis
+from dtp_jax import focal_weights, init_kpis, update_kpis
 from tests import toys
+from tests.toys import balancers
 
 ONES = jnp.ones(3)
 
@@ -58,7 +59,7 @@ def test_derivatives_flow_only_when_asked_for(differentiate: bool) -> None:
 
 def test_missing_kpis_say_how_to_supply_them() -> None:
     balancer = balancers.focal()
-    with pytest.raises(ValueError, match="focal needs `kpis`.*pass kpis="):
+    with pytest.raises(ValueError, match=r"focal needs `kpis`.*pass kpis="):
         balancer.update(ONES, balancer.init(ONES), ONES)
 
 

@@ -1,10 +1,10 @@
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax import balancers
+from tests.toys import balancers
 
 TINY = float(jnp.finfo(jnp.float32).tiny)
 HUGE = 1e37  # The reciprocal of larger numbers is flushed to zero.
@@ -43,4 +43,4 @@ def test_equal_kpis_give_the_plain_sum() -> None:
 
 def test_unknown_total() -> None:
     with pytest.raises(ValueError, match="total must be 'sum_to_T' or 'sum_to_1'"):
-        balancers.normalize_weights(cast("Any", "mean"))
+        balancers.normalize_weights("mean")

@@ -1,0 +1,81 @@
+"""Interleaved medians, compiled costs and tables."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Cost(NamedTuple):
+    """What the compiler says of a function."""
+
+    flops: float
+    temp_bytes: int
+    compile_seconds: float
+
+
+def compiled(function: Callable[..., Any], *args: Any) -> tuple[Any, Cost]:
+    """Compiles a function for its arguments and reads off its cost.
+
+    XLA counts the body of a loop once, however often it runs.
+    """
+    lowered = jax.jit(function).lower(*args)
+    start = time.perf_counter()
+    program: Any = lowered.compile()
+    seconds = time.perf_counter() - start
+    memory = program.memory_analysis()
+    flops = program.cost_analysis()["flops"]
+    return program, Cost(flops, memory.temp_size_in_bytes, seconds)
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int = 15,
+    min_seconds: float = 0.01,
+) -> dict[str, float]:
+    """Median seconds of each function, all timed in turn so that drift hits all alike.
+
+    A function faster than `min_seconds` is repeated within a round.
+    """
+    repeats = {}
+    for name, function in functions.items():
+        jax.block_until_ready(function())
+        seconds = min(_seconds(function, 1) for _ in range(3))
+        repeats[name] = max(1, int(min_seconds / max(seconds, 1e-7)))
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            samples[name].append(_seconds(function, repeats[name]))
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that reads well in a terminal, too."""
+    widths = [
+        max(len(row[column]) for row in [header, *rows])
+        for column in range(len(header))
+    ]
+
+    def line(cells: Sequence[str]) -> str:
+        pairs = enumerate(zip(cells, widths, strict=True))
+        padded = [
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in pairs
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rules = ["-" * width if index == 0 else "-" * (width - 1) + ":"
+             for index, width in enumerate(widths)]  # fmt: skip
+    return "\n".join([f"{title}\n", line(header), line(rules), *map(line, rows), ""])
+
+
+def _seconds(function: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    out = None
+    for _ in range(repeats):
+        out = function()
+    jax.block_until_ready(out)
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,172 @@
+"""How the examples show results: a table, and plots that everyone can read.
+
+Colours are those of Okabe and Ito; line styles and markers repeat what they say.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+GREY, BLACK, BLUE, RED, GREEN = "#7f7f7f", "#000000", "#0072b2", "#d55e00", "#009e73"
+DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.2))
+TASK_LOOKS: Any = [
+    {"color": BLUE, "linestyle": "-"},
+    {"color": RED, "linestyle": DASHED},
+    {"color": GREEN, "linestyle": DOTTED},
+]
+# Two baselines, then three methods in two variants each.
+METHOD_LOOKS: Any = [
+    {"color": GREY, "linestyle": "-", "marker": "s"},
+    {"color": BLACK, "linestyle": DASHED, "marker": "s"},
+]
+for color in (BLUE, RED, GREEN):
+    METHOD_LOOKS += [
+        {"color": color, "linestyle": DOTTED, "marker": "^"},
+        {"color": color, "linestyle": "-", "marker": "o"},
+    ]
+STYLE: Any = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10.5,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "font.size": 10,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+Series = Mapping[str, Mapping[str, np.ndarray]]  # method -> task -> [S, N]
+Results = Mapping[str, np.ndarray]  # method -> [S, columns]
+
+
+def mean_and_error(result: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the S seeds and its standard error."""
+    errors = result.std(axis=0, ddof=1) / np.sqrt(len(result))
+    return result.mean(axis=0), errors
+
+
+def table(
+    results: Results, columns: Sequence[str], more: Mapping[str, Mapping[str, str]]
+) -> str:
+    """The results, and further columns, in Markdown that reads well in a terminal."""
+    rows = [["method", *columns, *more]]
+    for name, result in results.items():
+        numbers = zip(*mean_and_error(result), strict=True)
+        cells = [f"{mean:.1f} ± {error:.1f}" for mean, error in numbers]
+        rows.append([name, *cells, *(cells[name] for cells in more.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def samples(path: Path, images: np.ndarray, titles: Sequence[str], label: str) -> None:
+    """Draws images in rows of six, each with its labels above."""
+    with mpl.rc_context(STYLE):
+        num_rows = -(-len(images) // 6)
+        figure = Figure(figsize=(9, 1.4 * num_rows + 0.45))
+        figure.suptitle(label, fontsize=10.5)
+        axes = figure.subplots(num_rows, 6, squeeze=False).ravel()
+        for axis in axes:
+            axis.axis("off")
+        for axis, image, title in zip(axes, images, titles, strict=False):
+            axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+            axis.set_title(title, pad=3)
+        _save(figure, path)
+
+
+def weights(
+    path: Path, series: Series, tasks: Sequence[str], window: int, num_rows: int = 2
+) -> None:
+    """Draws task weights over steps: a panel for each method, column by column.
+
+    Lines are means over the seeds, bands reach from the lowest seed to the highest.
+    """
+    with mpl.rc_context(STYLE):
+        num_columns = -(-len(series) // num_rows)
+        figure = Figure(figsize=(9.5, 2.4 * num_rows + 0.6))
+        axes: Any = figure.subplots(
+            num_rows, num_columns, sharex=True, sharey="row", squeeze=False
+        )
+        for axis, (method, values) in zip(axes.T.flat, series.items(), strict=False):
+            for task, look in zip(tasks, TASK_LOOKS, strict=True):
+                # Zero means "not active": there is nothing to draw.
+                active = np.where(values[task] > 0, values[task], np.nan)
+                steps, smooth = _smooth(active, window)
+                axis.plot(steps, smooth.mean(0), label=task, **look)
+                band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+                axis.fill_between(steps, smooth.min(0), smooth.max(0), **band)
+            axis.set(title=method, yscale="log")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("task weight")
+        for axis in axes[-1]:
+            axis.set_xlabel("step")
+        _legend_below(figure, axes[0, 0], len(tasks))
+        _save(figure, path)
+
+
+def curves(
+    path: Path, series: Series, tasks: Sequence[str], window: int, label: str
+) -> None:
+    """Draws means over the seeds: a panel for each task, a line for each method."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.5, 4))
+        axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+        for axis, task in zip(axes, tasks, strict=True):
+            for (method, values), look in zip(
+                series.items(), METHOD_LOOKS, strict=True
+            ):
+                steps, smooth = _smooth(values[task], window)
+                line = {key: look[key] for key in ("color", "linestyle")}
+                axis.plot(steps, smooth.mean(0), label=method, **line)
+            axis.set(title=task, xlabel="step")
+        axes[0].set_ylabel(label)
+        _legend_below(figure, axes[0], 4)
+        _save(figure, path)
+
+
+def comparison(
+    path: Path, results: Results, columns: Sequence[str], label: str
+) -> None:
+    """Draws means with standard errors: a panel per column, a row per method."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.5, 0.34 * len(results) + 1))
+        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        rows = np.arange(len(results))
+        for row, result, look in zip(rows, results.values(), METHOD_LOOKS, strict=True):
+            for axis, mean, error in zip(axes, *mean_and_error(result), strict=True):
+                point = {key: look[key] for key in ("color", "marker")}
+                axis.errorbar(mean, row, xerr=error, capsize=3, **point)
+        for axis, column in zip(axes, columns, strict=True):
+            axis.set(title=column, ylim=(len(results) - 0.4, -0.6))
+            axis.margins(x=0.15)
+            axis.tick_params(axis="y", length=0)
+        axes[0].set_yticks(rows, list(results))
+        figure.supxlabel(label, fontsize=10)
+        _save(figure, path)
+
+
+def _smooth(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the last `window` steps, at a few hundred steps."""
+    kernel = np.ones(window) / window
+    smooth = np.stack([np.convolve(row, kernel, mode="valid") for row in values])
+    thin = slice(None, None, max(1, smooth.shape[1] // 300))
+    return np.arange(window, values.shape[1] + 1)[thin], smooth[:, thin]
+
+
+def _legend_below(figure: Figure, axis: Any, num_columns: int) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=num_columns)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path)
