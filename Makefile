@@ -9,6 +9,7 @@ help:
 	@echo "make test-slow  the longer checks"
 	@echo "make lint       ruff and pyright;  make format rewrites the files"
 	@echo "make bench      the benchmarks, as ratios measured in one run"
+	@echo "make docs       the tables and plots that the documents show"
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("dtp_jax needs Python 3.11 or newer; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
@@ -27,6 +28,10 @@ test: .venv/.installed-test
 
 test-slow: .venv/.installed-test
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# The table and plots that README.md and docs/ show.
+docs: .venv/.installed-examples
+	$(BIN)/python -m examples.two_digits --out docs/two_digits
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -1,8 +1,13 @@
 """Dynamic Task Prioritization and multi-task balancing for JAX and optax."""
 
 from dtp_jax import balancers as balancers
+from dtp_jax import boxes as boxes
 from dtp_jax import curricula as curricula
 from dtp_jax import diagnostics as diagnostics
+from dtp_jax import gumbel as gumbel
+from dtp_jax import information as information
+from dtp_jax import losses as losses
+from dtp_jax import metrics as metrics
 from dtp_jax._balance import BalanceState as BalanceState
 from dtp_jax._balance import balance as balance
 from dtp_jax._base import Balancer as Balancer

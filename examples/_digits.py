@@ -1,8 +1,11 @@
-"""Two overlapping handwritten digits in one image, from scikit-learn's digits.
+"""Images made from scikit-learn's handwritten digits, with labels for several tasks.
 
-The left digit is written in full ink, the right one in faint ink and partly under it.
-Three tasks come with each image: the class of the left digit, the class of the right
+Pairs are two overlapping digits, the left one in full ink, the right one in faint ink
+and partly under it. Three tasks: the class of the left digit, the class of the right
 one, and how much of the right one is covered.
+
+Scenes are one digit of any size somewhere among fragments of others; in half of them a
+grey bar hides one side of it. Two tasks: where the digit is, and its class.
 """
 
 from typing import NamedTuple
@@ -21,6 +24,11 @@ NOISE = 0.05  # standard deviation of the pixel noise
 # deviation of the overlap, so that guessing the mean is worth little.
 OVERLAP_SCALE = 0.15
 
+SCENE = 24  # height and width of a scene
+SCENE_NOISE = 0.1  # standard deviation of the pixel noise in scenes
+NUM_FRAGMENTS = 3  # halves of other digits in each scene
+INK = 0.4  # what a pixel must exceed to lie in the box of its digit
+
 
 class Digits(NamedTuple):
     """Source digits; no two splits share one."""
@@ -36,6 +44,15 @@ class Pairs(NamedTuple):
     left: np.ndarray  # [N], int, class of the left digit
     right: np.ndarray  # [N], int, class of the right digit
     overlap: np.ndarray  # [N], in [0, 1], covered share of the right digit's ink
+
+
+class Scenes(NamedTuple):
+    """Images of one digit among clutter, with its place and class."""
+
+    images: np.ndarray  # [N, 24, 24]
+    labels: np.ndarray  # [N], int, class of the digit
+    boxes: np.ndarray  # [N, 4], x1, y1, x2, y2 around its ink, in pixels
+    hidden: np.ndarray  # [N, 4], bool, which sides of the box a bar hides
 
 
 def split_digits(seed: int = 0) -> dict[str, Digits]:
@@ -69,6 +86,65 @@ def make_pairs(digits: Digits, num_pairs: int, seed: int = 0) -> Pairs:
         digits.labels[right],
         covered.astype(np.float32),
     )
+
+
+def make_scenes(digits: Digits, num_scenes: int, seed: int = 0) -> Scenes:
+    """Draws one digit, fragments of others and bars into each image."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(len(digits.labels), size=num_scenes)
+    sizes = rng.uniform(10, 16, (num_scenes, 1)) * rng.uniform(0.9, 1.1, (num_scenes, 2))
+    corners = rng.uniform(0, SCENE - sizes)
+    images = _scaled(digits.images[chosen], corners, sizes)
+    ink = _ink_boxes(digits.images[chosen])
+    boxes = np.tile(corners, 2) + ink * np.tile(sizes, 2) / DIGIT
+
+    halves = np.zeros((4, DIGIT, DIGIT), np.float32)
+    middle = DIGIT // 2
+    halves[0, :middle] = halves[1, middle:] = halves[2, :, :middle] = 1
+    halves[3, :, middle:] = 1
+    for _ in range(NUM_FRAGMENTS):
+        others = digits.images[rng.integers(len(digits.labels), size=num_scenes)]
+        fragments = others * halves[rng.integers(4, size=num_scenes)]
+        sizes = rng.uniform(8, 14, (num_scenes, 2))
+        corners = rng.uniform(-3, SCENE + 3 - sizes)
+        images = np.maximum(images, _scaled(fragments, corners, sizes))
+
+    # The bar is not centred on the side that it hides, or it would give it away.
+    hidden = np.eye(4, dtype=bool)[rng.integers(4, size=num_scenes)]
+    hidden &= rng.random((num_scenes, 1)) < 0.5
+    middles = boxes + rng.uniform(-2, 2, (num_scenes, 1))
+    distances = np.abs(np.arange(SCENE) + 0.5 - middles[..., None])
+    in_bar = (distances < 2.5) & hidden[..., None]
+    columns, rows = in_bar[:, 0] | in_bar[:, 2], in_bar[:, 1] | in_bar[:, 3]
+    images = np.where(columns[:, None, :] | rows[:, :, None], 0.5, images)
+    images += rng.normal(scale=SCENE_NOISE, size=images.shape)
+    return Scenes(
+        images.astype(np.float32),
+        digits.labels[chosen],
+        boxes.astype(np.float32),
+        hidden,
+    )
+
+
+def _scaled(digits: np.ndarray, corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Draws digits of `sizes` with their upper left at `corners`, both ``[N, 2]``.
+
+    Bilinear interpolation is one matrix product per axis.
+    """
+    centres = np.arange(SCENE) + 0.5
+    source = (centres - corners[..., None]) * DIGIT / sizes[..., None] - 0.5
+    distances = np.abs(source[..., None] - np.arange(DIGIT))
+    columns, rows = np.moveaxis(np.maximum(0, 1 - distances), 1, 0)
+    return rows @ digits @ columns.transpose(0, 2, 1)
+
+
+def _ink_boxes(digits: np.ndarray) -> np.ndarray:
+    """The smallest boxes around the ink, ``[N, 4]``, in source pixels."""
+    ink = digits > INK
+    columns, rows = ink.any(1), ink.any(2)
+    low = [axis.argmax(1) for axis in (columns, rows)]
+    high = [DIGIT - axis[:, ::-1].argmax(1) for axis in (columns, rows)]
+    return np.stack(low + high, axis=1)
 
 
 def _on_canvas(digits: np.ndarray, top: np.ndarray, column: np.ndarray) -> np.ndarray:

@@ -38,3 +38,9 @@ def test_local_links_exist(page: Path) -> None:
     for link in links:
         if not link.startswith("http"):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_table_in_the_readme_is_the_one_that_the_demo_wrote() -> None:
+    results = (ROOT / "docs" / "two_digits" / "results.md").read_text(encoding="utf-8")
+    table = results.split("\n\n")[0]
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")

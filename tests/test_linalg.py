@@ -19,7 +19,7 @@ def test_gram_is_the_matrix_of_inner_products(shape: tuple[int, ...]) -> None:
 
 def test_blocks_agree_with_one_product() -> None:
     columns = 5 * linalg.BLOCK_COLUMNS + 17
-    x = rows(4, columns)
+    x = rows(32, columns)
     flat = np.asarray(x, np.float64)
     np.testing.assert_allclose(linalg.gram(x), flat @ flat.T, rtol=1e-4, atol=0.5)
     np.testing.assert_allclose(jax.vmap(linalg.gram)(x[None])[0], linalg.gram(x), 1e-5)
