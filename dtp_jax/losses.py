@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dtp_jax._checks import check_number
 from dtp_jax.kpi import focal_weights
@@ -140,3 +141,244 @@ def bounded_error_focal_loss(
     check_number("scale", scale, low=0, open_low=True)
     check_number("p_min", p_min, low=0, high=1, open_low=True, open_high=True)
     return focal_weights(1 - jnp.abs(errors) / scale, gamma, kpi_min=p_min)
+
+
+def uncertainty_regression(
+    loss: jax.typing.ArrayLike,
+    log_variance: jax.typing.ArrayLike,
+    *,
+    positive: bool = False,
+    bound: jax.typing.ArrayLike = 10.0,
+) -> jax.Array:
+    """Squared error weighted by a learned variance.
+
+    Computes ``exp(-s) L / 2 + s / 2``, the negative log-likelihood of a Gaussian with
+    log-variance s, less a constant. Its optimum in s is ``log L``; it is unbounded
+    below as L vanishes. For log-variances kept among the parameters of a model (keep
+    them out of weight decay); `dtp_jax.balancers.uncertainty` keeps them elsewhere.
+
+    Beyond ``|s| = bound`` the value is that of the nearest end plus half the distance,
+    so that a log-variance outside is drawn back and everything stays finite.
+
+    Args:
+        loss: ``[...]``, squared errors, at least 0.
+        log_variance: ``[...]``, s.
+        positive: Replaces ``s / 2`` by ``log(1 + exp(s))``, which keeps the sum
+            positive (Liebel and Koerner); its optimum is ``exp(s) = (L + sqrt(L^2 + 8
+            L)) / 4``.
+        bound: Largest absolute log-variance that is used as it is, above 0.
+
+    Returns:
+        ``[...]``.
+
+    Raises:
+        ValueError: If `bound` is a number that is not positive.
+
+    Example:
+        At the optimum ``s = log 3`` the value is ``(1 + log 3) / 2``.
+
+        >>> import math
+        >>> round(uncertainty_regression(3.0, math.log(3.0)).item(), 4)
+        1.0493
+
+    References:
+        Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses",
+        CVPR 2018, equation 7; Liebel and Koerner, "Auxiliary Tasks in Multi-task
+        Learning", 2018.
+    """
+    s, outside = _bounded(log_variance, bound)
+    regularizer = jax.nn.softplus(s) if positive else 0.5 * s
+    return 0.5 * jnp.exp(-s) * loss + regularizer + outside
+
+
+def uncertainty_classification(
+    logits: jax.Array,
+    labels: jax.Array,
+    log_variance: jax.typing.ArrayLike,
+    *,
+    exact_temperature: bool = False,
+    bound: jax.typing.ArrayLike = 10.0,
+) -> jax.Array:
+    """Cross-entropy weighted by a learned temperature.
+
+    Computes ``exp(-s) L + s / 2``, where L is the cross-entropy; its optimum in s is
+    ``log 2L``. This approximates the likelihood of a softmax with the temperature
+    ``exp(s)``, exactly so at s = 0. With ``exact_temperature=True`` the likelihood
+    itself, ``-log softmax(logits exp(-s))[label]``, at the same cost.
+
+    Args:
+        logits: ``[..., C]``.
+        labels: ``[...]``, integers in [0, C).
+        log_variance: ``[...]``, s.
+        exact_temperature: Whether to compute the likelihood instead of its
+            approximation.
+        bound: Largest absolute log-variance that is used as it is, above 0; see
+            `uncertainty_regression`.
+
+    Returns:
+        ``[...]``.
+
+    Raises:
+        ValueError: If `bound` is a number that is not positive.
+
+    Example:
+        Two equal logits: ``log 2`` at s = 0, either way.
+
+        >>> import jax.numpy as jnp
+        >>> round(uncertainty_classification(jnp.zeros(2), jnp.array(0), 0.0).item(), 4)
+        0.6931
+
+    References:
+        Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses",
+        CVPR 2018, equations 8 to 10.
+    """
+    s, outside = _bounded(log_variance, bound)
+    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+    if exact_temperature:
+        tempered = logits * jnp.exp(-s)[..., None]
+        return cross_entropy(tempered, labels) + outside
+    return jnp.exp(-s) * cross_entropy(logits, labels) + 0.5 * s + outside
+
+
+def uncertainty_laplace(
+    loss: jax.typing.ArrayLike,
+    log_scale: jax.typing.ArrayLike,
+    *,
+    bound: jax.typing.ArrayLike = 10.0,
+) -> jax.Array:
+    """Absolute error weighted by a learned scale.
+
+    Computes ``exp(-b) L + b``, the negative log-likelihood of a Laplace distribution
+    with log-scale b, less a constant. Its optimum in b is ``log L``.
+
+    Args:
+        loss: ``[...]``, absolute errors, at least 0.
+        log_scale: ``[...]``, b.
+        bound: Largest absolute log-scale that is used as it is, above 0; see
+            `uncertainty_regression`.
+
+    Returns:
+        ``[...]``.
+
+    Raises:
+        ValueError: If `bound` is a number that is not positive.
+
+    Example:
+        >>> uncertainty_laplace(3.0, 0.0).item()
+        3.0
+
+    References:
+        Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses",
+        CVPR 2018, section 3.2, which says "similarly" for a Laplace likelihood.
+    """
+    b, outside = _bounded(log_scale, bound)
+    return jnp.exp(-b) * loss + b + outside
+
+
+def class_balanced_weights(
+    counts: jax.typing.ArrayLike, beta: jax.typing.ArrayLike
+) -> jax.Array:
+    """Weights of classes by their effective number of samples.
+
+    Computes ``1 / E_n`` with ``E_n = (1 - beta^n) / (1 - beta)``, scaled to sum to the
+    number of classes. Multiply the loss of an example by the weight of its class.
+
+    Args:
+        counts: ``[C]``, the number of samples of each class. A class without samples
+            has weight zero and does not count in the sum.
+        beta: In [0, 1). 0 weights all classes alike; towards 1 the weights become
+            inversely proportional to the counts. The best value depends on the data:
+            the paper uses 0.9 to 0.9999.
+
+    Returns:
+        ``[C]``.
+
+    Raises:
+        ValueError: If `beta` is a number outside of [0, 1).
+
+    Example:
+        ``E = 1, 1.5`` for one and two samples at beta = 0.5.
+
+        >>> import jax.numpy as jnp
+        >>> weights = class_balanced_weights(jnp.array([1, 2]), 0.5)
+        >>> [round(weight, 4) for weight in weights.tolist()]
+        [1.2, 0.8]
+
+    References:
+        Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR
+        2019, equation 3.
+    """
+    check_number("beta", beta, low=0, high=1, open_high=True)
+    counts = jnp.asarray(counts, jnp.result_type(jnp.float32, beta))
+    present = counts > 0
+    # beta = 0 has no logarithm; one sample is then as good as many.
+    logs = jnp.log1p(-(1 - jnp.where(beta == 0, 0.5, beta)))
+    effective = -jnp.expm1(jnp.where(present, counts, 1) * logs) / (1 - beta)
+    inverse = jnp.where(present, 1 / jnp.where(beta == 0, 1, effective), 0)
+    total = jnp.sum(inverse)
+    return inverse * jnp.sum(present) / jnp.where(total > 0, total, 1)
+
+
+def general_robust_loss(
+    x: jax.typing.ArrayLike, alpha: jax.typing.ArrayLike, scale: jax.typing.ArrayLike
+) -> jax.Array:
+    """Barron's loss, of which many robust losses are special cases.
+
+    Computes ``(|alpha - 2| / alpha) (((x / scale)^2 / |alpha - 2| + 1)^(alpha / 2) -
+    1)`` and its limits: half the square for alpha = 2, Charbonnier for 1, Cauchy for 0,
+    Geman-McClure for -2, Welsch for -inf.
+
+    Args:
+        x: ``[...]``, residuals.
+        alpha: The shape; the smaller, the less outliers count. Any real number, -inf or
+            inf. Its derivative is zero at the special values: 0, 2, the infinite ones.
+        scale: The residual at which robustness sets in, above 0.
+
+    Returns:
+        ``[...]``, at least 0.
+
+    Raises:
+        ValueError: If `scale` is a number that is not positive.
+
+    Example:
+        ``sqrt(1 + 1) - 1`` for alpha = 1:
+
+        >>> round(general_robust_loss(2.0, 1.0, 2.0).item(), 4)
+        0.4142
+
+    References:
+        Barron, "A General and Adaptive Robust Loss Function", CVPR 2019, equation 8.
+    """
+    check_number("scale", scale, low=0, open_low=True)
+    dtype = jnp.result_type(jnp.float32, x, alpha, scale)
+    x, alpha = jnp.asarray(x, dtype), jnp.asarray(alpha, dtype)
+    # Beyond, the square would overflow.
+    half = 0.5 * jnp.square(jnp.clip(x / scale, -1e18, 1e18))
+    # expm1 overflows at 88 in float32.
+    capped = jnp.minimum(half, 87.0)
+    eps = jnp.finfo(dtype).eps
+    regular = (jnp.abs(alpha) > eps) & (jnp.abs(alpha - 2) > eps) & jnp.isfinite(alpha)
+    # The special values get a stand-in, for which the general formula is finite.
+    a = jnp.where(regular, alpha, 1.0)
+    b = jnp.abs(a - 2)
+    # (1 + u)^(a / 2) - 1 by log1p and expm1 keeps the digits of small residuals.
+    exponent = jnp.minimum(0.5 * a * jnp.log1p(2 * half / b), 87.0)
+    special = jnp.where(
+        alpha == jnp.inf,
+        jnp.expm1(capped),
+        jnp.where(
+            alpha == -jnp.inf,
+            -jnp.expm1(-half),
+            jnp.where(jnp.abs(alpha) <= eps, jnp.log1p(half), half),
+        ),
+    )
+    return jnp.where(regular, b / a * jnp.expm1(exponent), special)
+
+
+def _bounded(
+    log_variance: jax.typing.ArrayLike, bound: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    check_number("bound", bound, low=0, open_low=True)
+    s, limit = jnp.asarray(log_variance), jnp.asarray(bound)
+    inside = jnp.where(s > limit, limit, jnp.where(s < -limit, -limit, s))
+    return inside, 0.5 * jnp.abs(s - inside)

@@ -50,6 +50,19 @@ METHODS = [
     Method(
         "focal-ema", lambda names: optax.chain(balancers.focal(), optax.ema(decay=0.9))
     ),
+    Method("uncertainty", lambda names: balancers.uncertainty()),
+    Method(
+        "uncertainty-positive",
+        lambda names: balancers.uncertainty(
+            kind="classification", optimizer=optax.sgd(0.1), positive=True
+        ),
+    ),
+    Method(
+        "focal-uncertainty",
+        lambda names: optax.chain(
+            balancers.focal(), balancers.uncertainty(kind="laplace")
+        ),
+    ),
     Method("toy-gramian", lambda names: toys.equal_norms()),
     Method(
         "focal-then-gramian",
