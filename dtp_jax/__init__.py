@@ -14,6 +14,7 @@ from dtp_jax._base import Balancer as Balancer
 from dtp_jax._prioritization import (
     dynamic_task_prioritization as dynamic_task_prioritization,
 )
+from dtp_jax.features import feature_task_gradients as feature_task_gradients
 from dtp_jax.gradients import TaskGradients as TaskGradients
 from dtp_jax.gradients import task_gradients as task_gradients
 from dtp_jax.kpi import KpiState as KpiState

@@ -27,8 +27,11 @@ Shared = Callable[[str], bool] | Any
 class LinearMap(Protocol):
     """What a `TaskGradients` knows of the Jacobian of the losses."""
 
-    def pull(self, weights: jax.Array) -> Any:
-        """The gradient of the sum of the losses times ``weights``, ``[T]``."""
+    def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
+        """The gradient of the sum of the losses times ``weights``, ``[T]``.
+
+        Parameters that are not shared take the weights `unshared` if given.
+        """
         ...
 
     def stack(self) -> Any:
@@ -37,10 +40,6 @@ class LinearMap(Protocol):
 
     def gramian(self) -> jax.Array:
         """``[T, T]`` inner products over the shared parameters."""
-        ...
-
-    def select(self, shared: Any, unshared: Any) -> Any:
-        """Shared parameters from one gradient, the others from another."""
         ...
 
     def finite(self) -> jax.Array | None:
@@ -138,11 +137,12 @@ class TaskGradients:
             8.0
         """
         layout = self._layout
-        combined = self._map.pull(layout.vector("weights", weights, or_vector=True))
+        shared = layout.vector("weights", weights, or_vector=True)
         if unshared_weights is None:
-            return combined
-        other = layout.vector("unshared_weights", unshared_weights, or_vector=True)
-        return self._map.select(combined, self._map.pull(other))
+            return self._map.pull(shared)
+        name = "unshared_weights"
+        unshared = layout.vector(name, unshared_weights, or_vector=True)
+        return self._map.pull(shared, unshared)
 
     def gramian(self) -> jax.Array:
         """Inner products of the gradients over the shared parameters.
@@ -301,7 +301,7 @@ def task_gradients(
                 full[number] = value
             out = losses_fn(*full, **kwargs)
             losses, aux = out if has_aux else (out, None)
-            _check_losses(losses)
+            check_losses(losses)
             return losses, aux
 
         if isinstance(argnums, int):
@@ -324,6 +324,87 @@ def task_gradients(
         return (gradients, aux) if has_aux else gradients
 
     return wrapped
+
+
+def weights_like(losses: Any, weights: jax.Array) -> Any:
+    """Weights as a cotangent of the losses.
+
+    Args:
+        losses: A pytree of losses.
+        weights: ``[T]``.
+
+    Returns:
+        A pytree of the structure, shapes and types of the losses.
+    """
+    # Adding the zeros gives each weight the type of its loss, dtype and all: inside
+    # `jax.shard_map` a loss may vary over devices where the weight does not.
+    return jax.tree.map(
+        lambda weight, loss: weight.astype(loss.dtype) + jnp.zeros_like(loss),
+        layout_of(losses).tree(weights),
+        losses,
+    )
+
+
+def weighted_sum(weights: jax.Array, rows: Any) -> Any:
+    """The weighted sum of rows, without those of weight zero.
+
+    Args:
+        weights: ``[T]``.
+        rows: A pytree with leaves ``[T, ...]``. A row of weight zero may hold NaN.
+
+    Returns:
+        A pytree with leaves ``[...]`` of the dtypes of the rows.
+    """
+
+    def of_leaf(leaf: jax.Array) -> jax.Array:
+        column = weights.reshape(-1, *[1] * (leaf.ndim - 1))
+        terms = jnp.where(column != 0, column * leaf, 0)
+        return jnp.sum(terms, axis=0).astype(leaf.dtype)
+
+    return jax.tree.map(of_leaf, rows)
+
+
+def check_losses(losses: Any) -> None:
+    """Checks what a function of losses returned.
+
+    Args:
+        losses: Its output.
+
+    Raises:
+        ValueError: If there is no loss, or one that is not a real float.
+    """
+    if not jax.tree.leaves(losses):
+        raise ValueError("losses_fn returned no loss. Return a pytree of float losses.")
+    for path, leaf in jax.tree_util.tree_flatten_with_path(losses)[0]:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"losses_fn returned{jax.tree_util.keystr(path)} of dtype "
+                f"{jnp.result_type(leaf)}; a loss must be a real float."
+            )
+
+
+def one_output(jvp: Callable[..., Any], losses: Any, task: int) -> tuple[Any, Any]:
+    """One loss of a linearized function of several.
+
+    Transposing one output on its own drops what only other losses need while tracing,
+    which a cotangent of zeros would not.
+
+    Args:
+        jvp: The linear function.
+        losses: The losses, its output at the point of linearization.
+        task: The position of the loss in the order of `jax.tree.leaves`.
+
+    Returns:
+        The linear function to this loss only, and the cotangent one.
+    """
+    sizes = layout_of(losses).sizes
+    leaf = int(np.searchsorted(np.cumsum(sizes), task, side="right"))
+    index = task - sum(sizes[:leaf])
+
+    def element(losses: Any) -> jax.Array:
+        return jax.tree.leaves(losses)[leaf].reshape(-1)[index]
+
+    return lambda *args: element(jvp(*args)), jnp.ones_like(element(losses))
 
 
 def check_stacked(stacked: Any, params: Any, num_tasks: int) -> None:
@@ -377,9 +458,12 @@ class _Linearized:
     shared: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
     mode: GramianMode = dataclasses.field(metadata={"static": True})
 
-    def pull(self, weights: jax.Array) -> Any:
+    def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
         """One backward pass with the weights as cotangent."""
-        (gradient,) = jax.linear_transpose(self.jvp, self._like())(self._tree(weights))
+        if unshared is not None:
+            return _select_heads(self.shared, self.pull(weights), self.pull(unshared))
+        cotangent = weights_like(self.losses, weights)
+        (gradient,) = jax.linear_transpose(self.jvp, self._like())(cotangent)
         return gradient
 
     def stack(self) -> Any:
@@ -402,25 +486,12 @@ class _Linearized:
         # Summing leaf by leaf lets the compiler free each one after its contribution.
         return sum(map(linalg.gram, leaves), start=jnp.zeros((), self._dtype))
 
-    def select(self, shared: Any, unshared: Any) -> Any:
-        """Shared parameters from one gradient, the others from another."""
-        return _select_heads(self.shared, shared, unshared)
-
     def finite(self) -> None:
         """Rows are not known without a backward pass each."""
 
     def _row(self, task: int) -> Any:
-        # Transposing one output on its own drops the other tasks' heads while tracing,
-        # which a cotangent of zeros would not.
-        sizes = self._layout.sizes
-        leaf = int(np.searchsorted(np.cumsum(sizes), task, side="right"))
-        index = task - sum(sizes[:leaf])
-
-        def element(losses: Any) -> jax.Array:
-            return jax.tree.leaves(losses)[leaf].reshape(-1)[index]
-
-        row = jax.linear_transpose(lambda d: element(self.jvp(d)), self._like())
-        (gradient,) = row(jnp.ones_like(element(self.losses)))
+        one_loss, one = one_output(self.jvp, self.losses, task)
+        (gradient,) = jax.linear_transpose(one_loss, self._like())(one)
         return gradient
 
     def _column(self, weights: jax.Array) -> jax.Array:
@@ -441,15 +512,6 @@ class _Linearized:
     def _shared_leaves(self, gradient: Any) -> list[jax.Array]:
         leaves = jax.tree.leaves(gradient)
         return [leaf for leaf, used in zip(leaves, self.shared, strict=True) if used]
-
-    def _tree(self, weights: jax.Array) -> Any:
-        # Adding the zeros gives each weight the type of its loss, dtype and all: inside
-        # `jax.shard_map` a loss may vary over devices where the weight does not.
-        return jax.tree.map(
-            lambda weight, loss: weight.astype(loss.dtype) + jnp.zeros_like(loss),
-            self._layout.tree(weights),
-            self.losses,
-        )
 
     def _like(self) -> Any:
         return self.treedef.unflatten(self.param_types)
@@ -479,15 +541,11 @@ class _Stacked:
     jacobian: Any
     shared: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
 
-    def pull(self, weights: jax.Array) -> Any:
+    def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
         """The weighted sum of the rows, without those of weight zero."""
-
-        def weighted_sum(leaf: jax.Array) -> jax.Array:
-            column = weights.reshape(-1, *[1] * (leaf.ndim - 1))
-            terms = jnp.where(column != 0, column * leaf, 0)
-            return jnp.sum(terms, axis=0).astype(leaf.dtype)
-
-        return jax.tree.map(weighted_sum, self.jacobian)
+        if unshared is not None:
+            return _select_heads(self.shared, self.pull(weights), self.pull(unshared))
+        return weighted_sum(weights, self.jacobian)
 
     def stack(self) -> Any:
         """The Jacobian as it was given."""
@@ -498,10 +556,6 @@ class _Stacked:
         leaves = zip(jax.tree.leaves(self.jacobian), self.shared, strict=True)
         grams = [linalg.gram(leaf) for leaf, used in leaves if used]
         return sum(grams[1:], start=grams[0])
-
-    def select(self, shared: Any, unshared: Any) -> Any:
-        """Shared parameters from one gradient, the others from another."""
-        return _select_heads(self.shared, shared, unshared)
 
     def finite(self) -> jax.Array:
         """Which rows are finite, ``[T]``."""
@@ -552,14 +606,3 @@ def _shared_mask(shared: Shared | None, params: Any) -> tuple[bool, ...]:
     if not any(mask):
         raise ValueError(f"shared selects none of the parameters {', '.join(paths)}.")
     return mask
-
-
-def _check_losses(losses: Any) -> None:
-    if not jax.tree.leaves(losses):
-        raise ValueError("losses_fn returned no loss. Return a pytree of float losses.")
-    for path, leaf in jax.tree_util.tree_flatten_with_path(losses)[0]:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"losses_fn returned{jax.tree_util.keystr(path)} of dtype "
-                f"{jnp.result_type(leaf)}; a loss must be a real float."
-            )

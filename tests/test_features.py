@@ -1,0 +1,195 @@
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dtp_jax import feature_task_gradients, task_gradients
+from tests import toys
+from tests.toys import balance, balancers
+
+KEYS = jax.random.split(jax.random.key(0), 4)
+NUM_TASKS = 3
+PARAMS = {
+    "trunk": jax.random.normal(KEYS[0], (5, 7)) / 2,
+    "heads": jax.random.normal(KEYS[1], (NUM_TASKS, 7)),
+}
+X = jax.random.normal(KEYS[2], (6, 5))
+Y = jax.random.normal(KEYS[3], (NUM_TASKS, 6))
+
+
+def encoder(params: Any, x: jax.Array) -> jax.Array:
+    return jnp.tanh(x @ params["trunk"])
+
+
+def head(weight: jax.Array, features: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.mean((features @ weight - y) ** 2)
+
+
+def heads(params: Any, features: jax.Array, x: jax.Array) -> jax.Array:
+    del x
+    return jnp.stack(
+        [head(params["heads"][t], features, Y[t]) for t in range(NUM_TASKS)]
+    )
+
+
+def stacked_heads(params: Any, copies: jax.Array, x: jax.Array) -> jax.Array:
+    del x
+    return jax.vmap(head)(params["heads"], copies, Y)
+
+
+def losses_fn(params: Any, x: jax.Array) -> jax.Array:
+    return heads(params, encoder(params, x), x)
+
+
+SEPARATE = feature_task_gradients(encoder, heads)
+STACKED = feature_task_gradients(encoder, stacked_heads, stacked=NUM_TASKS)
+both = pytest.mark.parametrize("make", [SEPARATE, STACKED], ids=["separate", "stacked"])
+
+
+def feature_rows(params: Any) -> np.ndarray:
+    def of_features(features: jax.Array) -> jax.Array:
+        return heads(params, features, X)
+
+    rows = jax.jacrev(of_features)(encoder(params, X))
+    return np.asarray(rows).reshape(NUM_TASKS, -1)
+
+
+@both
+@pytest.mark.parametrize("jit", [True, False])
+def test_losses_and_gramian_at_the_features(make: Any, jit: bool) -> None:
+    def both_of(params: Any) -> Any:
+        gradients = make(params, X)
+        return gradients.losses, gradients.gramian()
+
+    losses, gramian = (jax.jit(both_of) if jit else both_of)(PARAMS)
+    np.testing.assert_allclose(losses, losses_fn(PARAMS, X), rtol=1e-6)
+    rows = feature_rows(PARAMS)
+    np.testing.assert_allclose(gramian, rows @ rows.T, rtol=1e-5, atol=1e-7)
+
+
+@both
+def test_combine_is_the_gradient_of_the_weighted_sum(make: Any) -> None:
+    weights = jnp.array([0.3, 2.0, -1.0])
+    expected = jax.grad(lambda p: weights @ losses_fn(p, X))(PARAMS)
+    found = make(PARAMS, X).combine(weights)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@both
+def test_heads_take_their_own_weights(make: Any) -> None:
+    weights, ones = jnp.array([0.3, 2.0, 0.0]), jnp.ones(NUM_TASKS)
+    found = make(PARAMS, X).combine(weights, ones)
+    of_weights = jax.grad(lambda p: weights @ losses_fn(p, X))(PARAMS)
+    of_ones = jax.grad(lambda p: ones @ losses_fn(p, X))(PARAMS)
+    np.testing.assert_allclose(found["trunk"], of_weights["trunk"], 1e-5, 1e-7)
+    np.testing.assert_allclose(found["heads"], of_ones["heads"], 1e-5, 1e-7)
+
+
+@both
+def test_stack_is_the_jacobian(make: Any) -> None:
+    expected = jax.jacrev(losses_fn)(PARAMS, X)
+    chex.assert_trees_all_close(make(PARAMS, X).stack(), expected, rtol=1e-5, atol=1e-5)
+
+
+@both
+def test_in_a_chain_with_unscaled_heads(make: Any) -> None:
+    link = balance(toys.equal_norms(), NUM_TASKS, heads="preferences")
+    tx = optax.chain(link, optax.sgd(1.0))
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        return tx.update(make(params, X), state, params)
+
+    updates, state = step(PARAMS, tx.init(PARAMS))
+    weights = 1 / np.linalg.norm(feature_rows(PARAMS), axis=1)
+    np.testing.assert_allclose(state[0].task_weights, weights, rtol=1e-5)
+    of_weights = jax.grad(lambda p: jnp.array(weights) @ losses_fn(p, X))(PARAMS)
+    of_ones = jax.grad(lambda p: losses_fn(p, X).sum())(PARAMS)
+    np.testing.assert_allclose(updates["trunk"], -of_weights["trunk"], 1e-4, 1e-6)
+    np.testing.assert_allclose(updates["heads"], -of_ones["heads"], 1e-5, 1e-7)
+
+
+def named_heads(params: Any, features: jax.Array, x: jax.Array) -> dict[str, Any]:
+    del x
+    return {str(t): head(params["heads"][t], features, Y[t]) for t in range(NUM_TASKS)}
+
+
+@pytest.mark.parametrize(
+    "make", [feature_task_gradients(encoder, named_heads), STACKED]
+)
+def test_a_bad_task_does_not_reach_the_encoder(make: Any) -> None:
+    bad = {**PARAMS, "heads": PARAMS["heads"].at[1].set(jnp.nan)}
+    weights = jnp.array([0.5, 0.0, 2.0])
+    found = jax.jit(lambda p: make(p, X).combine(weights))(bad)
+    expected = make(PARAMS, X).combine(weights)
+    np.testing.assert_allclose(found["trunk"], expected["trunk"], 1e-5, 1e-7)
+    assert not np.isfinite(found["heads"][1]).any()
+
+
+def test_named_tasks_several_features_and_aux() -> None:
+    def two(params: Any, x: jax.Array) -> dict[str, jax.Array]:
+        return {"z": encoder(params, x), "mean": x.mean() * params["trunk"].sum()}
+
+    def named(params: Any, features: Any, x: jax.Array) -> Any:
+        losses = {
+            "b": head(params["heads"][0], features["z"], Y[0]),
+            "a": features["mean"] ** 2,
+        }
+        return losses, {"kpi": x.shape[0], "a": losses["a"]}
+
+    gradients, aux = feature_task_gradients(two, named, has_aux=True)(PARAMS, X)
+    assert aux["kpi"] == 6
+    mean = two(PARAMS, X)["mean"]
+    np.testing.assert_allclose(gradients.gramian()[0, 0], (2 * mean) ** 2, rtol=1e-5)
+    assert float(gradients.gramian()[0, 1]) == 0
+
+    def direct(params: Any) -> jax.Array:
+        losses, _ = named(params, two(params, X), X)
+        return 2 * losses["a"] + 3 * losses["b"]
+
+    found = gradients.combine({"a": 2.0, "b": 3.0})
+    chex.assert_trees_all_close(found, jax.grad(direct)(PARAMS), rtol=1e-4, atol=1e-6)
+
+
+def test_focal_weights_cost_one_pass() -> None:
+    # Without a Gramian-driven rule this is plain training, up to the sum over tasks.
+    link = balance(balancers.focal(), NUM_TASKS)
+    wide = {
+        "trunk": jnp.ones((5, 256)) / 5,
+        "heads": jnp.ones((NUM_TASKS, 256)) / 256,
+    }
+    kpis, x = jnp.array([0.2, 0.5, 0.8]), jnp.ones((64, 5))
+    labels = jnp.ones((NUM_TASKS, 64))
+
+    def of_heads(params: Any, copies: jax.Array, x: jax.Array) -> jax.Array:
+        del x
+        return jax.vmap(head)(params["heads"], copies, labels)
+
+    def of_losses(params: Any, x: jax.Array) -> jax.Array:
+        features = encoder(params, x)
+        copies = jnp.broadcast_to(features, (NUM_TASKS, *features.shape))
+        return of_heads(params, copies, x)
+
+    make = feature_task_gradients(encoder, of_heads, stacked=NUM_TASKS)
+
+    def step(make: Any) -> Any:
+        return lambda p: link.update(make(p, x), link.init(p), p, kpis=kpis)[0]
+
+    flops, _ = toys.cost(step(make), wide)
+    plain, _ = toys.cost(step(task_gradients(of_losses)), wide)
+    assert flops <= 1.15 * plain
+
+
+def test_errors_say_what_to_do() -> None:
+    with pytest.raises(ValueError, match="stacked must be an integer of at least 1"):
+        feature_task_gradients(encoder, heads, stacked=0)
+    with pytest.raises(ValueError, match=r"heads must return one array of shape \[2\]"):
+        feature_task_gradients(encoder, lambda p, z, x: {"a": z.sum()}, stacked=2)(
+            PARAMS, X
+        )
+    with pytest.raises(ValueError, match="must be a real float"):
+        feature_task_gradients(encoder, lambda p, z, x: jnp.array(1))(PARAMS, X)
