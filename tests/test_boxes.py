@@ -449,3 +449,50 @@ def test_wrong_shapes_and_numbers_raise():
         boxes.log_variance_init(-1.0)
     with pytest.raises(ValueError, match=r"jax\.vmap"):
         boxes.variance_voting(jnp.zeros([2, 3, 4]), jnp.ones(3), jnp.ones([3, 4]))
+
+
+def test_bounded_iou_loss_is_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 10, (200, 2))
+    target = np.concatenate([low, low + rng.uniform(1, 5, (200, 2))], axis=1)
+    predicted = target + rng.normal(size=(200, 4))
+    beta, eps = 0.2, 1e-3
+    expected = np.zeros((200, 4))
+    for axis in range(2):
+        w = np.maximum(predicted[:, axis + 2] - predicted[:, axis], 0)
+        w_t = target[:, axis + 2] - target[:, axis]
+        d = np.abs(predicted[:, [axis, axis + 2]].mean(1)
+                   - target[:, [axis, axis + 2]].mean(1))  # fmt: skip
+        center = 1 - np.maximum((w_t - 2 * d) / (w_t + 2 * d + eps), 0)
+        size = 1 - np.minimum(w_t / (w + eps), w / (w_t + eps))
+        for column, cost in ((axis, center), (axis + 2, size)):
+            square = cost**2 / (2 * beta)
+            expected[:, column] = np.where(cost < beta, square, cost - beta / 2)
+    found = boxes.bounded_iou_loss(jnp.array(predicted), jnp.array(target))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_grade_of_a_size_is_the_iou_of_boxes_that_differ_in_it() -> None:
+    target = jnp.array([0.0, 0.0, 4.0, 3.0])
+    for width in (1.0, 2.5, 4.0, 7.0):
+        box = jnp.array([2 - width / 2, 0.0, 2 + width / 2, 3.0])
+        # Linear beyond a tiny beta, the loss gives the grade back.
+        loss = boxes.bounded_iou_loss(box, target, beta=1e-6, eps=1e-6)
+        np.testing.assert_allclose(1 - loss[2], boxes.iou(box, target), rtol=1e-5)
+
+
+@pytest.mark.parametrize("box", [[1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 1.0, 1.0]])
+def test_bounded_iou_loss_of_degenerate_boxes_is_finite(box: list[float]) -> None:
+    def total(prediction: jax.Array, target: jax.Array) -> jax.Array:
+        return boxes.bounded_iou_loss(prediction, target).sum()
+
+    other = jnp.array([0.0, 0.0, 2.0, 2.0])
+    for pair in ((jnp.array(box), other), (other, jnp.array(box))):
+        value, slopes = jax.value_and_grad(total, (0, 1))(*pair)
+        assert np.isfinite(value)
+        assert np.isfinite(slopes[0]).all()
+        assert not slopes[1].any()
+    same = boxes.bounded_iou_loss(other, other)
+    np.testing.assert_allclose(same, 0, atol=1e-6)
+    with pytest.raises(ValueError, match="beta must be"):
+        boxes.bounded_iou_loss(other, other, beta=0.0)
