@@ -9,12 +9,10 @@ import jax.numpy as jnp
 
 from dtp_jax import linalg
 from dtp_jax._base import layout_of
-from dtp_jax._checks import check_whole
 from dtp_jax.gradients import (
     TaskGradients,
     check_losses,
     one_output,
-    weighted_sum,
     weights_like,
 )
 
@@ -24,7 +22,7 @@ def feature_task_gradients(
     heads: Callable[..., Any],
     has_aux: bool = False,
     *,
-    stacked: int | None = None,
+    stacked: Callable[..., tuple[Any, ...]] | None = None,
 ) -> Callable[..., Any]:
     """Task gradients whose Gramian is taken over shared features, as in MGDA-UB.
 
@@ -51,21 +49,23 @@ def feature_task_gradients(
         encoder: ``encoder(params, *args)`` returns the features, a pytree of arrays.
         heads: ``heads(params, features, *args)`` returns a pytree of float losses; with
             `has_aux`, a pair of it and anything else. Both functions get all
-            parameters and use theirs.
+            parameters and use theirs; with `stacked` see below.
         has_aux: Whether `heads` returns a pair.
-        stacked: The number of heads T if they are stacked and mapped, so that `heads`
-            returns one [T] array. The features that `heads` gets then have a new first
-            axis of size T, and head t must use copy t only, as in ``jax.vmap(head)(
-            params["heads"], features, labels)``. One backward pass through each head
-            then serves all.
+        stacked: For heads of one kind whose parameters are stacked in arrays:
+            ``stacked(params, *args)`` returns a tuple of pytrees with a first axis of
+            size T, the heads' parameters first, such as ``(params["heads"],
+            batch["labels"])``. `heads` is then one head, ``heads(head_params, features,
+            labels)``, mapped over the first axes, and returns one loss; the losses are
+            one [T] array. The parameters in other places of the tuple count as
+            constants.
 
     Returns:
         A function of ``(params, *args)`` that returns a `TaskGradients`, or a pair of
         it and the auxiliary output. Call it inside `jax.jit`.
 
     Raises:
-        ValueError: When called, if a loss is not a float, or `stacked` is not the
-            number of losses.
+        ValueError: When called, if a loss is not a float, or with `stacked`, if a head
+            returns more than one loss or the first axes differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -85,43 +85,80 @@ def feature_task_gradients(
         2018, section 3.3. The paper leaves the gradients of the heads unscaled:
         ``heads="preferences"``.
     """
-    if stacked is not None:
-        check_whole("stacked", stacked, low=1)
 
     def wrapped(params: Any, *args: Any) -> Any:
         features, encoder_jvp = jax.linearize(lambda p: encoder(p, *args), params)
-
-        def of_params(params: Any, features: Any) -> Any:
-            out = heads(params, features, *args)
-            losses, aux = out if has_aux else (out, None)
-            check_losses(losses)
-            return losses, aux
-
-        copies = features
-        if stacked is not None:
-            copies = jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (stacked, *x.shape)), features
+        through_encoder = _Transposed(encoder_jvp, _Types.of(params))
+        if stacked is None:
+            linear_map, aux = _separate(
+                heads, has_aux, through_encoder, params, features, args
             )
-        losses, heads_jvp, aux = jax.linearize(of_params, params, copies, has_aux=True)
-        if stacked is not None:
-            shapes = jax.tree.map(jnp.shape, losses)
-            if shapes != (stacked,):
-                raise ValueError(
-                    f"With stacked={stacked} heads must return one array of shape "
-                    f"[{stacked}], got {shapes}."
-                )
-        linear_map = _Features(
-            losses,
-            encoder_jvp,
-            heads_jvp,
-            _Types.of(params),
-            _Types.of(features),
-            stacked is not None,
-        )
-        gradients = TaskGradients(losses, linear_map)
+        else:
+            linear_map, aux = _stacked(
+                heads, has_aux, stacked, through_encoder, params, features, args
+            )
+        gradients = TaskGradients(linear_map.losses, linear_map)
         return (gradients, aux) if has_aux else gradients
 
     return wrapped
+
+
+def _separate(
+    heads: Callable[..., Any],
+    has_aux: bool,
+    through_encoder: "_Transposed",
+    params: Any,
+    features: Any,
+    args: tuple[Any, ...],
+) -> tuple["_Separate", Any]:
+    def of_params(params: Any, features: Any) -> Any:
+        out = heads(params, features, *args)
+        losses, aux = out if has_aux else (out, None)
+        check_losses(losses)
+        return losses, aux
+
+    losses, jvp, aux = jax.linearize(of_params, params, features, has_aux=True)
+    types = _Types.of(params), _Types.of(features)
+    return _Separate(losses, through_encoder, jvp, *types), aux
+
+
+def _stacked(
+    head: Callable[..., Any],
+    has_aux: bool,
+    stacked: Callable[..., tuple[Any, ...]],
+    through_encoder: "_Transposed",
+    params: Any,
+    features: Any,
+    args: tuple[Any, ...],
+) -> tuple["_Stacked", Any]:
+    def head_params_of(params: Any) -> tuple[Any, Any]:
+        head_params, *rest = stacked(params, *args)
+        return head_params, jax.lax.stop_gradient(rest)
+
+    head_params, select_jvp, rest = jax.linearize(head_params_of, params, has_aux=True)
+    through_selection = _Transposed(select_jvp, _Types.of(params))
+
+    # With the features not mapped, the products with them join into large ones.
+    def one_head(head_params: Any, *rest: Any) -> Any:
+        def loss_of(head_params: Any, features: Any) -> Any:
+            out = head(head_params, features, *rest)
+            loss, aux = out if has_aux else (out, None)
+            check_losses(loss)
+            if jax.tree.map(jnp.shape, loss) != ():
+                raise ValueError(
+                    "With stacked= a head must return one loss, a scalar; got "
+                    f"{jax.tree.map(jnp.shape, loss)}."
+                )
+            return loss, aux
+
+        gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+        (loss, aux), (of_head, of_features) = gradient(head_params, features)
+        return loss, of_head, of_features, aux
+
+    found = jax.vmap(one_head)(head_params, *rest)
+    losses, of_heads, of_features, aux = found
+    maps = through_encoder, through_selection
+    return _Stacked(losses, *maps, of_heads, of_features), aux
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,75 +176,116 @@ class _Types:
     def tree(self) -> Any:
         return self.treedef.unflatten(self.leaves)
 
+    def zeros(self) -> Any:
+        return jax.tree.map(lambda kind: jnp.zeros(kind.shape, kind.dtype), self.tree())
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Features:
-    """The Jacobian as that of the encoder after those of the heads."""
+class _Transposed:
+    """A linear function of the parameters, to be applied backwards."""
+
+    jvp: Any
+    params: _Types = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, cotangent: Any) -> Any:
+        (gradient,) = jax.linear_transpose(self.jvp, self.params.tree())(cotangent)
+        return gradient
+
+
+class _FeatureMap:
+    """What is common to separate and stacked heads."""
 
     losses: Any
-    encoder_jvp: Any
-    heads_jvp: Any
-    params: _Types = dataclasses.field(metadata={"static": True})
-    features: _Types = dataclasses.field(metadata={"static": True})
-    stacked: bool = dataclasses.field(metadata={"static": True})
+    through_encoder: _Transposed
+
+    def rows(self) -> Any:
+        """``dL_t / dfeatures``, each leaf ``[T, ...]``."""
+        raise NotImplementedError
+
+    def through_heads(self, weights: jax.Array) -> Any:
+        """The gradient of the weighted losses for constant features."""
+        raise NotImplementedError
 
     def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
         """One backward pass through the heads and one through the encoder."""
         # The Gramian needs the rows as well; the compiler merges the two.
-        at_features = weighted_sum(weights, self._rows())
-        (through_encoder,) = jax.linear_transpose(self.encoder_jvp, self.params.tree())(
-            at_features
+        at_features = jax.tree.map(
+            lambda rows: linalg.weighted_sum(weights, rows), self.rows()
         )
-        of_heads = self._through_heads(weights if unshared is None else unshared)
-        return jax.tree.map(jnp.add, through_encoder, of_heads)
+        of_encoder = self.through_encoder(at_features)
+        of_heads = self.through_heads(weights if unshared is None else unshared)
+        return jax.tree.map(jnp.add, of_encoder, of_heads)
 
     def stack(self) -> Any:
         """The gradients of all tasks, one after the other."""
-        num_tasks = layout_of(self.losses).num_tasks
-        return jax.lax.map(self.pull, jnp.eye(num_tasks))
+        layout = layout_of(self.losses)
+        return jax.lax.map(self.pull, jnp.eye(layout.num_tasks, dtype=layout.dtype))
 
     def gramian(self) -> jax.Array:
         """Inner products of the gradients at the features."""
-        grams = [linalg.gram(leaf) for leaf in jax.tree.leaves(self._rows())]
+        grams = [linalg.gram(leaf) for leaf in jax.tree.leaves(self.rows())]
         return sum(grams[1:], start=grams[0])
 
     def finite(self) -> None:
         """Not known without the gradients."""
 
-    def _through_heads(self, weights: jax.Array) -> Any:
-        copies = jax.tree.map(jnp.zeros_like, self._copies())
-        transposed = jax.linear_transpose(
-            lambda params: self.heads_jvp(params, copies), self.params.tree()
-        )
-        (gradient,) = transposed(weights_like(self.losses, weights))
-        return gradient
 
-    def _rows(self) -> Any:
-        """``dL_t / dfeatures``, each leaf ``[T, ...]``."""
-        params = jax.tree.map(
-            lambda kind: jnp.zeros(kind.shape, kind.dtype), self.params.tree()
-        )
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Separate(_FeatureMap):
+    """Heads of any kind: a linear function of parameters and features."""
+
+    losses: Any
+    through_encoder: _Transposed
+    heads_jvp: Any
+    params: _Types = dataclasses.field(metadata={"static": True})
+    features: _Types = dataclasses.field(metadata={"static": True})
+
+    def rows(self) -> Any:
+        """One backward pass through each head, on its own."""
+        zeros = self.params.zeros()
 
         def of_features(features: Any) -> Any:
-            return self.heads_jvp(params, features)
+            return self.heads_jvp(zeros, features)
 
-        if self.stacked:
-            ones = weights_like(self.losses, jnp.ones(jnp.shape(self.losses)))
-            (rows,) = jax.linear_transpose(of_features, self._copies())(ones)
-            return rows
         rows = []
         for task in range(layout_of(self.losses).num_tasks):
             one_loss, one = one_output(of_features, self.losses, task)
             rows += jax.linear_transpose(one_loss, self.features.tree())(one)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
-    def _copies(self) -> Any:
-        """Arrays or types like what the heads get."""
-        if not self.stacked:
-            return self.features.tree()
-        (num_tasks,) = jnp.shape(self.losses)
-        return jax.tree.map(
-            lambda kind: jax.ShapeDtypeStruct((num_tasks, *kind.shape), kind.dtype),
-            self.features.tree(),
-        )
+    def through_heads(self, weights: jax.Array) -> Any:
+        """One backward pass with the weights as cotangent."""
+        zeros = self.features.zeros()
+
+        def of_params(params: Any) -> Any:
+            return self.heads_jvp(params, zeros)
+
+        transposed = jax.linear_transpose(of_params, self.params.tree())
+        return transposed(weights_like(self.losses, weights))[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Stacked(_FeatureMap):
+    """Heads of one kind: their gradients, which scale with their weights."""
+
+    losses: Any
+    through_encoder: _Transposed
+    through_selection: _Transposed
+    of_heads: Any  # dL_t / dhead_t, leaves [T, ...]
+    of_features: Any  # dL_t / dfeatures, leaves [T, ...]
+
+    def rows(self) -> Any:
+        """Known from the one backward pass through each head."""
+        return self.of_features
+
+    def through_heads(self, weights: jax.Array) -> Any:
+        """Each head's gradient times its weight; none if that is zero."""
+
+        def scaled(leaf: jax.Array) -> jax.Array:
+            column = weights.reshape(-1, *[1] * (leaf.ndim - 1)).astype(leaf.dtype)
+            return jnp.where(column != 0, column * leaf, 0)
+
+        return self.through_selection(jax.tree.map(scaled, self.of_heads))

@@ -345,25 +345,6 @@ def weights_like(losses: Any, weights: jax.Array) -> Any:
     )
 
 
-def weighted_sum(weights: jax.Array, rows: Any) -> Any:
-    """The weighted sum of rows, without those of weight zero.
-
-    Args:
-        weights: ``[T]``.
-        rows: A pytree with leaves ``[T, ...]``. A row of weight zero may hold NaN.
-
-    Returns:
-        A pytree with leaves ``[...]`` of the dtypes of the rows.
-    """
-
-    def of_leaf(leaf: jax.Array) -> jax.Array:
-        column = weights.reshape(-1, *[1] * (leaf.ndim - 1))
-        terms = jnp.where(column != 0, column * leaf, 0)
-        return jnp.sum(terms, axis=0).astype(leaf.dtype)
-
-    return jax.tree.map(of_leaf, rows)
-
-
 def check_losses(losses: Any) -> None:
     """Checks what a function of losses returned.
 
@@ -545,7 +526,9 @@ class _Stacked:
         """The weighted sum of the rows, without those of weight zero."""
         if unshared is not None:
             return _select_heads(self.shared, self.pull(weights), self.pull(unshared))
-        return weighted_sum(weights, self.jacobian)
+        return jax.tree.map(
+            lambda rows: linalg.weighted_sum(weights, rows), self.jacobian
+        )
 
     def stack(self) -> Any:
         """The Jacobian as it was given."""

@@ -37,6 +37,31 @@ def gram(rows: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(rows, cpu=_blocked_gram, default=_plain_gram)
 
 
+def weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """The weighted sum of the rows of one leaf, without those of weight zero.
+
+    Args:
+        weights: ``[T]``.
+        rows: ``[T, ...]``. A row of weight zero may hold NaN.
+
+    Returns:
+        ``sum_t weights[t] rows[t]``, ``[...]`` in the dtype of the rows, summed in
+        float32 or better.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rows = jnp.array([[1.0, 2.0], [jnp.nan, 0.0]])
+        >>> weighted_sum(jnp.array([3.0, 0.0]), rows).tolist()
+        [3.0, 6.0]
+    """
+    # On CPU a reduction over the first axis of a large array walks through memory in
+    # strides, 10 to 50 times slower than adding row after row.
+    total = jax.lax.platform_dependent(
+        weights, rows, cpu=_add_rows, default=_reduce_rows
+    )
+    return total.astype(rows.dtype)
+
+
 def scale_rows(gramian: jax.Array, scales: jax.Array) -> jax.Array:
     """The Gramian after each row of the Jacobian is multiplied by its scale.
 
@@ -76,6 +101,22 @@ def correlation(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
     # One factor at a time: the product of two norms may underflow.
     cosines = (gramian * inverse[:, None]) * inverse[None, :]
     return jnp.clip(cosines, -1, 1), norms
+
+
+def _weighted(weight: jax.Array, row: jax.Array) -> jax.Array:
+    return jnp.where(weight != 0, weight * row.astype(_accumulator(row.dtype)), 0)
+
+
+def _add_rows(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    def add(task: jax.Array, total: jax.Array) -> jax.Array:
+        return total + _weighted(weights[task], rows[task])
+
+    first = _weighted(weights[0], rows[0])
+    return jax.lax.fori_loop(1, rows.shape[0], add, first)
+
+
+def _reduce_rows(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.sum(jax.vmap(_weighted)(weights, rows), axis=0)
 
 
 def _plain_gram(rows: jax.Array) -> jax.Array:

@@ -1,7 +1,10 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from dtp_jax import linalg
 
@@ -38,9 +41,8 @@ def test_float64_rows_stay_float64() -> None:
         assert linalg.gram(jnp.ones((2, 3), jnp.float64)).dtype == jnp.float64
 
 
-@pytest.mark.parametrize("explicit", [True, False])
-def test_gram_of_sharded_rows(explicit: bool) -> None:
-    kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_gram_of_sharded_rows(kind: AxisType) -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
     x = rows(3, 16, 4)
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, "x")))
@@ -56,3 +58,32 @@ def test_correlation_of_rows_that_are_zero_tiny_or_huge() -> None:
     expected = np.cos(angles[:, None] - angles[None, :])
     expected[0] = expected[:, 0] = 0
     np.testing.assert_allclose(cosines, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 5), (3, 4, 5), (7,)])
+def test_weighted_sum_leaves_out_rows_of_weight_zero(shape: Any, dtype: Any) -> None:
+    x = rows(*shape).astype(dtype)
+    weights = jnp.arange(shape[0], dtype=jnp.float32) - 1
+    expected = np.tensordot(weights, np.asarray(x, np.float64), axes=1)
+    tolerance = 1e-6 if dtype == jnp.float32 else 4e-3
+    ways = (linalg.weighted_sum, linalg._add_rows, linalg._reduce_rows)
+    for way in ways:
+        found = way(weights, x)
+        np.testing.assert_allclose(
+            np.asarray(found, np.float64), expected, tolerance, tolerance
+        )
+    assert linalg.weighted_sum(weights, x).dtype == dtype
+    if shape[0] > 1:
+        bad = x.at[1].set(jnp.nan)
+        found = jax.jit(linalg.weighted_sum)(weights, bad)
+        np.testing.assert_array_equal(found, linalg.weighted_sum(weights, x))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_weighted_sum_of_sharded_rows(kind: AxisType) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    x, weights = rows(3, 16, 4), jnp.array([1.0, 0.0, -2.0])
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, "x")))
+    found = jax.jit(linalg.weighted_sum)(weights, sharded)
+    np.testing.assert_allclose(found, linalg.weighted_sum(weights, x), rtol=1e-6)
