@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow lint format bench docs clean
+.PHONY: help demo multi-mnist find-digit test test-slow lint format bench docs clean
 help:
 	@echo "make demo       two-digit demo: table and plots in outputs/ (under 3 minutes)"
+	@echo "make multi-mnist, make find-digit: further examples (under 5 minutes each)"
 	@echo "make test       the test suite (under 8 minutes on 2 cores)"
 	@echo "make test-slow  the longer checks"
 	@echo "make lint       ruff and pyright;  make format rewrites the files"
@@ -23,6 +24,12 @@ help:
 demo: .venv/.installed-examples
 	$(BIN)/python -m examples.two_digits
 
+multi-mnist: .venv/.installed-examples
+	$(BIN)/python -m examples.multi_mnist
+
+find-digit: .venv/.installed-examples
+	$(BIN)/python -m examples.find_digit
+
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -32,6 +39,8 @@ test-slow: .venv/.installed-test
 # The table and plots that README.md and docs/ show.
 docs: .venv/.installed-examples
 	$(BIN)/python -m examples.two_digits --out docs/two_digits
+	$(BIN)/python -m examples.multi_mnist --out docs/multi_mnist
+	$(BIN)/python -m examples.find_digit --out docs/find_digit
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -45,6 +54,8 @@ format: .venv/.installed-dev
 bench: .venv/.installed-examples
 	$(BIN)/python -m benchmarks.dtp_step
 	$(BIN)/python -m benchmarks.gramian
+	$(BIN)/python -m benchmarks.features
+	$(BIN)/python -m benchmarks.solvers
 
 clean:
 	rm -rf .venv outputs

@@ -150,7 +150,16 @@ def _get(opt_state: Any, name: str, source: str) -> Any:
         raise ValueError(
             f"The optimizer state holds no `{name}`, which {source} would put there."
         )
-    return value
+
+    # The state of an nnx optimizer has its arrays in variables, which are no leaves.
+    def in_variable(leaf: Any) -> bool:
+        return hasattr(leaf, "get_value")
+
+    return jax.tree.map(
+        lambda leaf: leaf.get_value() if in_variable(leaf) else leaf,
+        value,
+        is_leaf=in_variable,
+    )
 
 
 def _by_name(tree: Any) -> dict[str, jax.Array]:

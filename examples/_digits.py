@@ -25,8 +25,8 @@ NOISE = 0.05  # standard deviation of the pixel noise
 OVERLAP_SCALE = 0.15
 
 SCENE = 24  # height and width of a scene
-SCENE_NOISE = 0.1  # standard deviation of the pixel noise in scenes
-NUM_FRAGMENTS = 3  # halves of other digits in each scene
+BAR = 5  # width of the grey bars in scenes, in pixels
+NUM_FRAGMENTS = 2  # halves of other digits in each scene
 INK = 0.4  # what a pixel must exceed to lie in the box of its digit
 
 
@@ -92,7 +92,9 @@ def make_scenes(digits: Digits, num_scenes: int, seed: int = 0) -> Scenes:
     """Draws one digit, fragments of others and bars into each image."""
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(digits.labels), size=num_scenes)
-    sizes = rng.uniform(10, 16, (num_scenes, 1)) * rng.uniform(0.9, 1.1, (num_scenes, 2))
+    sizes = rng.uniform(11, 15, (num_scenes, 1)) * rng.uniform(
+        0.9, 1.1, (num_scenes, 2)
+    )
     corners = rng.uniform(0, SCENE - sizes)
     images = _scaled(digits.images[chosen], corners, sizes)
     ink = _ink_boxes(digits.images[chosen])
@@ -110,14 +112,16 @@ def make_scenes(digits: Digits, num_scenes: int, seed: int = 0) -> Scenes:
         images = np.maximum(images, _scaled(fragments, corners, sizes))
 
     # The bar is not centred on the side that it hides, or it would give it away.
-    hidden = np.eye(4, dtype=bool)[rng.integers(4, size=num_scenes)]
-    hidden &= rng.random((num_scenes, 1)) < 0.5
-    middles = boxes + rng.uniform(-2, 2, (num_scenes, 1))
+    hidden = np.zeros((num_scenes, 4), bool)
+    sides = rng.integers(4, size=num_scenes)
+    hidden[np.arange(num_scenes), sides] = rng.random(num_scenes) < 0.5
+    middles = boxes + rng.uniform(-0.4, 0.4, (num_scenes, 1)) * BAR
     distances = np.abs(np.arange(SCENE) + 0.5 - middles[..., None])
-    in_bar = (distances < 2.5) & hidden[..., None]
-    columns, rows = in_bar[:, 0] | in_bar[:, 2], in_bar[:, 1] | in_bar[:, 3]
-    images = np.where(columns[:, None, :] | rows[:, :, None], 0.5, images)
-    images += rng.normal(scale=SCENE_NOISE, size=images.shape)
+    distances = np.where(hidden[..., None], distances, np.inf)
+    columns, rows = distances[:, ::2].min(1), distances[:, 1::2].min(1)
+    in_bar = np.minimum(columns[:, None, :], rows[:, :, None]) < BAR / 2
+    images = np.where(in_bar, 0.5, images)
+    images += rng.normal(scale=NOISE, size=images.shape)
     return Scenes(
         images.astype(np.float32),
         digits.labels[chosen],
@@ -140,8 +144,8 @@ def _scaled(digits: np.ndarray, corners: np.ndarray, sizes: np.ndarray) -> np.nd
 
 def _ink_boxes(digits: np.ndarray) -> np.ndarray:
     """The smallest boxes around the ink, ``[N, 4]``, in source pixels."""
-    ink = digits > INK
-    columns, rows = ink.any(1), ink.any(2)
+    ink = np.asarray(digits > INK)
+    columns, rows = ink.max(1), ink.max(2)
     low = [axis.argmax(1) for axis in (columns, rows)]
     high = [DIGIT - axis[:, ::-1].argmax(1) for axis in (columns, rows)]
     return np.stack(low + high, axis=1)

@@ -84,6 +84,41 @@ def samples(path: Path, images: np.ndarray, titles: Sequence[str], label: str) -
         _save(figure, path)
 
 
+def detections(
+    path: Path,
+    images: np.ndarray,
+    truths: np.ndarray,
+    boxes: np.ndarray,
+    deviations: np.ndarray,
+    titles: Sequence[str],
+    label: str,
+) -> None:
+    """Draws predicted boxes, two deviations either way of each side, true boxes."""
+    with mpl.rc_context(STYLE):
+        num_rows = -(-len(images) // 6)
+        figure = Figure(figsize=(9, 1.65 * num_rows + 0.45))
+        figure.suptitle(label, fontsize=10.5)
+        axes = figure.subplots(num_rows, 6, squeeze=False).ravel()
+        for axis in axes:
+            axis.axis("off")
+        parts = zip(axes, images, truths, boxes, 2 * deviations, titles, strict=False)
+        for axis, image, truth, box, (left, top, right, bottom), title in parts:
+            height, width = image.shape
+            extent = (0, width, height, 0)
+            axis.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=extent)
+            band = {"color": BLUE, "alpha": 0.25, "linewidth": 0}
+            x1, y1, x2, y2 = box
+            for x, reach in ((x1, left), (x2, right)):
+                axis.fill_betweenx([y1, y2], x - reach, x + reach, **band)
+            for y, reach in ((y1, top), (y2, bottom)):
+                axis.fill_between([x1, x2], y - reach, y + reach, **band)
+            axis.plot(*_outline(box), color=BLUE, linewidth=1.4)
+            axis.plot(*_outline(truth), color=RED, linewidth=1.4, linestyle=DASHED)
+            axis.set(xlim=(0, width), ylim=(height, 0))
+            axis.set_title(title, pad=3)
+        _save(figure, path)
+
+
 def weights(
     path: Path, series: Series, tasks: Sequence[str], window: int, num_rows: int = 2
 ) -> None:
@@ -98,7 +133,7 @@ def weights(
             num_rows, num_columns, sharex=True, sharey="row", squeeze=False
         )
         for axis, (method, values) in zip(axes.T.flat, series.items(), strict=False):
-            for task, look in zip(tasks, TASK_LOOKS, strict=True):
+            for task, look in zip(tasks, TASK_LOOKS, strict=False):
                 # Zero means "not active": there is nothing to draw.
                 active = np.where(values[task] > 0, values[task], np.nan)
                 steps, smooth = _smooth(active, window)
@@ -123,7 +158,7 @@ def curves(
         axes = figure.subplots(1, len(tasks), squeeze=False)[0]
         for axis, task in zip(axes, tasks, strict=True):
             for (method, values), look in zip(
-                series.items(), METHOD_LOOKS, strict=True
+                series.items(), METHOD_LOOKS, strict=False
             ):
                 steps, smooth = _smooth(values[task], window)
                 line = {key: look[key] for key in ("color", "linestyle")}
@@ -153,6 +188,44 @@ def comparison(
         axes[0].set_yticks(rows, list(results))
         figure.supxlabel(label, fontsize=10)
         _save(figure, path)
+
+
+def tradeoff(
+    path: Path,
+    results: Results,
+    reference: np.ndarray,
+    labels: Sequence[str],
+    title: str,
+) -> None:
+    """Draws two columns against each other: points for methods, lines for `reference`.
+
+    Bars and bands are standard errors.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.5))
+        axis = figure.subplots()
+        (x, y), (x_error, y_error) = mean_and_error(reference)
+        line = {"color": GREEN, "linestyle": DASHED, "linewidth": 1.2}
+        band = {"color": GREEN, "alpha": 0.15, "linewidth": 0}
+        axis.axvline(x, label=labels[2], **line)
+        axis.axhline(y, **line)
+        axis.axvspan(x - x_error, x + x_error, **band)
+        axis.axhspan(y - y_error, y + y_error, **band)
+        for (method, result), look in zip(results.items(), METHOD_LOOKS, strict=False):
+            (x, y), (x_error, y_error) = mean_and_error(result)
+            point = {"color": look["color"], "marker": look["marker"], "capsize": 3}
+            axis.errorbar(
+                x, y, xerr=x_error, yerr=y_error, linestyle="", label=method, **point
+            )
+        axis.set(xlabel=labels[0], ylabel=labels[1], title=title)
+        axis.margins(0.1)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
+        _save(figure, path)
+
+
+def _outline(box: np.ndarray) -> tuple[list[float], list[float]]:
+    x1, y1, x2, y2 = box.tolist()
+    return [x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1]
 
 
 def _smooth(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:

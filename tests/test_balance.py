@@ -270,7 +270,7 @@ def test_stacked_gradients_leave_the_other_tasks_unharmed() -> None:
 def test_a_transformation_before_the_link_is_an_error(before: Any) -> None:
     tx = optax.chain(before, balance(balancers.focal(), NAMES))
     # Some transformations stumble over the TaskGradients before the link sees it.
-    message = "after the balancing link|pytree structure|lax.select requires"
+    message = "after the balancing link|pytree structure|node type|lax.select requires"
     with pytest.raises((ValueError, TypeError), match=message):
         jax.jit(lambda state: updated(tx, state, kpis=KPIS))(tx.init(PARAMS))
 

@@ -128,9 +128,10 @@ def test_unshared_parameters_take_their_own_weights() -> None:
 def test_unshared_weights_cost_no_second_backward_pass() -> None:
     make = task_gradients(losses_fn, shared={"trunk": True, "heads": False})
     ones = {"a": 1.0, "b": 1.0, "both": 1.0}
+    wide = jax.tree.map(lambda x: jnp.repeat(x, 50, axis=-1), PARAMS)
 
     def flops(unshared: Any) -> float:
-        return toys.cost(lambda p: make(p, X).combine(WEIGHTS, unshared), PARAMS)[0]
+        return toys.cost(lambda p: make(p, X).combine(WEIGHTS, unshared), wide)[0]
 
     assert flops(ones) <= 1.02 * flops(None)
 
