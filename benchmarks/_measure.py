@@ -46,9 +46,12 @@ def interleaved(
         seconds = min(_seconds(function, 1) for _ in range(3))
         repeats[name] = max(1, int(min_seconds / max(seconds, 1e-7)))
     samples: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            samples[name].append(_seconds(function, repeats[name]))
+    names = list(functions)
+    for number in range(rounds):
+        # No function always follows the same one.
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            samples[name].append(_seconds(functions[name], repeats[name]))
     return {name: statistics.median(times) for name, times in samples.items()}
 
 

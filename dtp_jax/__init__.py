@@ -1,5 +1,8 @@
 """Dynamic Task Prioritization and multi-task balancing for JAX and optax."""
 
+import importlib
+from typing import Any
+
 from dtp_jax import balancers as balancers
 from dtp_jax import boxes as boxes
 from dtp_jax import curricula as curricula
@@ -8,6 +11,7 @@ from dtp_jax import gumbel as gumbel
 from dtp_jax import information as information
 from dtp_jax import losses as losses
 from dtp_jax import metrics as metrics
+from dtp_jax import solvers as solvers
 from dtp_jax._balance import BalanceState as BalanceState
 from dtp_jax._balance import balance as balance
 from dtp_jax._base import Balancer as Balancer
@@ -22,3 +26,10 @@ from dtp_jax.kpi import combine_losses as combine_losses
 from dtp_jax.kpi import focal_weights as focal_weights
 from dtp_jax.kpi import init_kpis as init_kpis
 from dtp_jax.kpi import update_kpis as update_kpis
+
+
+def __getattr__(name: str) -> Any:
+    # These need flax, which is an extra: they are imported when they are first used.
+    if name in ("nnx", "linen"):
+        return importlib.import_module(f"dtp_jax.{name}")
+    raise AttributeError(f"module 'dtp_jax' has no attribute {name!r}")

@@ -65,7 +65,9 @@ def balance(
             `balancer` starts from, in place of ones.
         heads: What the parameters outside of `shared` (see `task_gradients`) get:
             "weights", the final weights; "preferences", the preferences only, which are
-            the unscaled gradients that several papers ask for.
+            the unscaled gradients that several papers ask for. A curriculum belongs in
+            `preferences` then: one inside `balancer` stops the shared parameters from
+            learning a task, but not its head.
 
     Returns:
         A gradient transformation whose state holds ``task_weights``:
@@ -119,9 +121,13 @@ def balance(
         if task_mask is not None:
             active &= layout.vector("task_mask", task_mask, dtype=bool)
         if losses is not None:
-            loss = layout.vector("losses", losses)
-            active &= jnp.isfinite(loss)
-            # What is not finite must not enter a state, not even times zero.
+            layout.check("losses", losses)
+            finite = jax.tree.map(jnp.isfinite, losses)
+            active &= layout.vector("losses", finite, dtype=bool)
+            # What is not finite must not enter a state, not even times zero; nor what
+            # a cast to the dtype of the weights makes so.
+            largest = jnp.finfo(layout.dtype).max
+            loss = jnp.clip(layout.vector("losses", losses), -largest, largest)
             losses = layout.tree(jnp.where(active, loss, 1))
         finite = gradients.finite()
         if finite is not None:
@@ -140,9 +146,13 @@ def balance(
             wanted, state.balancer, losses, task_gradients=gradients, **extra_args
         )
         weights = jax.lax.stop_gradient(_only(active, weights, layout))
-        combined = gradients.combine(
-            weights, wanted if heads == "preferences" else None
-        )
+        # Gradients that a schedule scaled before this link have no meaning.
+        vector = layout.vector("weights", weights)
+        vector = jnp.where(gradients.untouched(), vector, jnp.nan)
+        unscaled = None
+        if heads == "preferences":
+            unscaled = layout.vector("preferences", wanted)
+        combined = gradients.combine(vector, unscaled)
         return combined, BalanceState(weights, first_state, balancer_state)
 
     return transformation(init, update)
@@ -156,7 +166,7 @@ def _task_gradients(
     updates: Any, params: Any, losses: Any, layout: TaskLayout
 ) -> TaskGradients:
     if isinstance(updates, TaskGradients):
-        updates.check_untouched()
+        updates.untouched()
         if updates.losses is not None:
             layout.check("losses", updates.losses)
         if updates.num_tasks != layout.num_tasks:
@@ -167,6 +177,13 @@ def _task_gradients(
         if params is not None:
             updates.check_params(params)
         return updates
+    if isinstance(updates, tuple) and any(
+        isinstance(u, TaskGradients) for u in updates
+    ):
+        raise ValueError(
+            "update got a tuple that holds the TaskGradients. With has_aux=True unpack "
+            "it: gradients, aux = task_gradients(...)(params, ...)."
+        )
     if params is None:
         raise ValueError(
             "A plain pytree of stacked gradients needs the parameters to be checked "

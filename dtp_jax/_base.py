@@ -15,6 +15,11 @@ import optax
 Balancer = optax.GradientTransformationExtraArgs
 
 
+# The weight of a task that is active but does not count. Zero would mean "not active"
+# to the next link of a chain; from here a link may scale by 1e-8 without reaching it.
+SMALLEST_WEIGHT = 1e-30
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskLayout:
     """How T tasks lie in a pytree.
@@ -109,8 +114,11 @@ class TaskLayout:
 
     def _leaves(self, name: str, tree: Any, *, or_vector: bool) -> list[Any]:
         one_array = jax.tree_util.treedef_is_leaf(self.treedef)
-        if or_vector and _is_array(tree) and jnp.shape(tree) == (self.num_tasks,):
-            return jax.tree.leaves(self.tree(jnp.asarray(tree)))
+        numbers = isinstance(tree, (list, tuple)) and all(map(_is_array, tree))
+        if or_vector and (numbers or _is_array(tree)):
+            vector = jnp.asarray(tree)
+            if vector.shape == (self.num_tasks,):
+                return jax.tree.leaves(self.tree(vector))
         if one_array and isinstance(tree, (list, tuple)):
             # Tasks in one array: a sequence of numbers means the same.
             numbers = [jnp.nan if leaf is None else leaf for leaf in tree]
@@ -135,7 +143,17 @@ class TaskLayout:
         ours, theirs = self._paths(), _paths_of(tree)
         missing = [path for path in ours if path not in theirs]
         unknown = [path for path in theirs if path not in ours]
-        if missing or unknown:
+        if isinstance(tree, tuple) and len(tree) == 2 and name == "losses":
+            detail = (
+                "losses_fn returned a pair; for losses and something else say "
+                "task_gradients(..., has_aux=True)"
+            )
+        elif "" in ours or "" in theirs:
+            shape = f"one array of shape {list(self.shapes[0])}" if "" in ours else ""
+            wanted = shape or f"entries {', '.join(ours)}"
+            got = f"entries {', '.join(theirs)}" if "" in ours else _describe(tree)
+            detail = f"expected {wanted}, got {got}"
+        elif missing or unknown:
             parts = []
             if missing:
                 parts.append(f"tasks without an entry: {', '.join(missing)}")
@@ -201,6 +219,11 @@ def layout_of(losses: Any) -> TaskLayout:
     Raises:
         ValueError: If a leaf is not a number or an array.
     """
+    if hasattr(losses, "gramian"):
+        raise ValueError(
+            "A balancer works on task weights, but got the TaskGradients: wrap it, "
+            "optax.chain(dtp_jax.balance(balancer, tasks), ...)."
+        )
     leaves, treedef = jax.tree.flatten(losses)
     for leaf in leaves:
         if not (_is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)):
@@ -271,6 +294,39 @@ def stateless_weighting(
     return transformation(lambda params: optax.EmptyState(), update)
 
 
+def gramian_weighting(
+    name: str, rule: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Balancer:
+    """A balancer that maps the Gramian and the preferences to the weights.
+
+    Args:
+        name: The name of the balancer, for the messages.
+        rule: A pure function from ``[T, T]`` and ``[T]`` to ``[T]``. A task with the
+            preference zero must not influence the others: its rows and columns of the
+            Gramian are zero, and so is its own weight afterwards.
+
+    Returns:
+        A balancer without state that reads the extra argument `task_gradients`.
+    """
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        task_gradients: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, Any]:
+        del params, extra_args
+        layout = layout_of(updates)
+        preferences = layout.vector("preferences", updates)
+        gramian = gramian_of(task_gradients, preferences, name)
+        weights = rule(gramian, preferences)
+        return layout.tree(jnp.where(preferences > 0, weights, 0)), state
+
+    return transformation(lambda params: optax.EmptyState(), update)
+
+
 def checked_balancer(name: str, balancer: Any) -> optax.GradientTransformationExtraArgs:
     """Checks that something is a balancer and lets it take extra arguments.
 
@@ -318,29 +374,38 @@ def required(value: Any, name: str, method: str, how: str) -> Any:
     return value
 
 
-def gramian_of(task_gradients: Any, num_tasks: int, method: str) -> jax.Array:
+def gramian_of(task_gradients: Any, preferences: jax.Array, method: str) -> jax.Array:
     """The [T, T] Gramian that a gradient-driven balancer reads.
 
     Args:
         task_gradients: What the step supplied as the extra argument.
-        num_tasks: The number of tasks of the preferences.
+        preferences: ``[T]``.
         method: The name of the balancer, for the messages.
 
     Returns:
-        The Gramian, through which no derivative flows.
+        The Gramian, through which no derivative flows. The rows and columns of tasks
+        that are not active are zero, whatever their gradients hold.
 
     Raises:
         ValueError: If there are no task gradients, or of another number of tasks.
     """
     how = "wrap the balancer in dtp_jax.balance, or pass task_gradients= to update"
     gramian = required(task_gradients, "task_gradients", method, how).gramian()
-    if gramian.shape[0] != num_tasks:
+    if gramian.shape[0] != preferences.size:
         raise ValueError(
-            f"{method} got {num_tasks} preferences for {gramian.shape[0]} task "
+            f"{method} got {preferences.size} preferences for {gramian.shape[0]} task "
             "gradients. `optax.masked` cannot hide tasks from it: use curricula.stages "
             "or the extra argument task_mask instead."
         )
+    active = preferences > 0
+    gramian = jnp.where(active[:, None] & active[None, :], gramian, 0)
     return jax.lax.stop_gradient(gramian)
+
+
+def _describe(leaf: Any) -> str:
+    if _is_array(leaf):
+        return f"one array of shape {list(jnp.shape(leaf))}"
+    return f"{type(leaf).__name__} {leaf!r}"
 
 
 def _all_names(tasks: Collection[Any]) -> bool:

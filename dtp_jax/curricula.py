@@ -1,6 +1,6 @@
 """Curricula: which tasks take part, and from when on a balancer decides."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -51,7 +51,8 @@ def stages(schedule: Schedule, balancer: optax.GradientTransformation) -> Balanc
 
     A task that is not active has weight exactly zero and no influence on the others. In
     the first stage the weights are the preferences (ones, unless chained); from the
-    second stage on they are those of the balancer, whose state learns from the start.
+    second stage on they are those of the balancer, whose state learns from the start. A
+    schedule of one stage never comes to that.
 
     Args:
         schedule: From a step on, the active tasks: ``{0: ["a"], 1000: ["a", "b"]}``,
@@ -296,14 +297,15 @@ def _checked_schedule(
             f"{{0: ['a'], 1000: ['a', 'b']}}; got {schedule!r}."
         )
     steps = list(schedule)
-    whole = all(isinstance(s, (int, np.integer)) and s >= 0 for s in steps)
+    whole = all(isinstance(s, (int, np.integer)) and 0 <= s < 2**31 for s in steps)
     if not whole or steps[0] != 0 or steps != sorted(steps):
         raise ValueError(
             "The steps of stages must be whole numbers that start at 0 and increase, "
             f"got {steps}."
         )
     for step, names in schedule.items():
-        if isinstance(names, str) or not len(names):
+        listed = isinstance(names, Collection) and not isinstance(names, str)
+        if not listed or not len(names):
             raise ValueError(
                 f"stages[{step}] must be a list of at least one task, got {names!r}."
             )

@@ -11,8 +11,8 @@ from dtp_jax import linalg
 from dtp_jax._base import layout_of
 from dtp_jax.gradients import (
     TaskGradients,
-    check_losses,
     one_output,
+    split_aux,
     weights_like,
 )
 
@@ -112,10 +112,7 @@ def _separate(
     args: tuple[Any, ...],
 ) -> tuple["_Separate", Any]:
     def of_params(params: Any, features: Any) -> Any:
-        out = heads(params, features, *args)
-        losses, aux = out if has_aux else (out, None)
-        check_losses(losses)
-        return losses, aux
+        return split_aux(heads(params, features, *args), has_aux)
 
     losses, jvp, aux = jax.linearize(of_params, params, features, has_aux=True)
     types = _Types.of(params), _Types.of(features)
@@ -141,9 +138,7 @@ def _stacked(
     # With the features not mapped, the products with them join into large ones.
     def one_head(head_params: Any, *rest: Any) -> Any:
         def loss_of(head_params: Any, features: Any) -> Any:
-            out = head(head_params, features, *rest)
-            loss, aux = out if has_aux else (out, None)
-            check_losses(loss)
+            loss, aux = split_aux(head(head_params, features, *rest), has_aux)
             if jax.tree.map(jnp.shape, loss) != ():
                 raise ValueError(
                     "With stacked= a head must return one loss, a scalar; got "

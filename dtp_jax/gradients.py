@@ -19,6 +19,9 @@ GramianMode = Literal["auto", "unrolled", "vmap", "map", "columns"]
 # number compiling takes longer than most runs gain, and a loop takes over.
 _MAX_UNROLLED = 64
 
+# A number that no scaling or clipping leaves as it is; see `TaskGradients`.
+_SEAL = 77
+
 # Which parameters count: None for all, a predicate on their path ("trunk/w"), or a
 # pytree of booleans that is the parameters' structure or a prefix of it.
 Shared = Callable[[str], bool] | Any
@@ -63,7 +66,7 @@ class TaskGradients:
         """Use `task_gradients` or `TaskGradients.from_stacked` instead."""
         self.losses = losses
         self._map: LinearMap = linear_map
-        self._seal: Any = np.zeros((), bool)
+        self._seal: Any = np.full((), _SEAL, np.int8)
 
     @classmethod
     def from_stacked(
@@ -195,24 +198,29 @@ class TaskGradients:
         if isinstance(self._map, _Stacked):
             check_stacked(self._map.jacobian, params, self.num_tasks)
 
-    def check_untouched(self) -> None:
-        """Checks that no transformation took this for a pytree of gradients.
+    def untouched(self) -> jax.Array:
+        """Whether no transformation took this for a pytree of gradients.
+
+        Returns:
+            A boolean that is False if the leaves were scaled, which only a schedule can
+            do without changing their types.
 
         Raises:
-            ValueError: If arithmetic was done on the leaves, such as by
-                `optax.clip_by_global_norm` in a chain before the balancing link.
+            ValueError: If arithmetic was done on the leaves, such as by `optax.scale`
+                in a chain before the balancing link.
         """
-        if self._seal.dtype != bool:
+        if self._seal.dtype != jnp.int8:
             raise ValueError(
                 "The TaskGradients were changed by a transformation that took them for "
                 "gradients: put clipping, scaling and the like after the balancing "
                 "link, optax.chain(balance(...), optax.clip_by_global_norm(...), ...)."
             )
+        return self._seal == _SEAL
 
     def tree_flatten(self) -> tuple[tuple[Any, Any, Any], None]:
         """For `jax.tree_util`."""
         # A map over the leaves, such as a clip, would act on the linear map. The seal
-        # is a boolean, which no arithmetic with floats leaves a boolean.
+        # is an integer: most arithmetic makes a float of it, the rest another number.
         return (self.losses, self._map, self._seal), None
 
     @classmethod
@@ -246,7 +254,9 @@ def task_gradients(
 
     Runs the forward pass once and returns a `TaskGradients`, which has computed no
     gradient yet. A method that reads losses or KPIs then costs the one backward pass of
-    plain training, a method that reads the Gramian what it must.
+    plain training, a method that reads the Gramian what it must. Call it inside the
+    jitted train step: its result is a new function each time, so that a jitted function
+    that gets it as an argument compiles anew.
 
     Args:
         losses_fn: Returns a pytree of float losses (scalars, or arrays whose elements
@@ -264,7 +274,8 @@ def task_gradients(
             time grows with T. "vmap": one backward pass with all tasks as a batch; T
             times the memory of activations. "map": one after the other in a loop; the
             Jacobian is all it keeps. "columns": one backward pass and its transpose per
-            task in a loop, which never holds the Jacobian; the least memory.
+            task in a loop, which never holds the Jacobian; the least memory, and the
+            precision of the model's own products.
             "auto": "unrolled" up to 64 tasks, "map" above.
 
     Returns:
@@ -293,16 +304,19 @@ def task_gradients(
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         numbers = [argnums] if isinstance(argnums, int) else list(argnums)
+        if len(args) <= max(numbers):
+            raise ValueError(
+                f"argnums={argnums} names a positional argument, but there are only "
+                f"{len(args)}: pass the parameters by position."
+            )
         params = tuple(args[number] for number in numbers)
+        _check_params(params)
 
         def of_params(*params: Any) -> Any:
             full = list(args)
             for number, value in zip(numbers, params, strict=True):
                 full[number] = value
-            out = losses_fn(*full, **kwargs)
-            losses, aux = out if has_aux else (out, None)
-            check_losses(losses)
-            return losses, aux
+            return split_aux(losses_fn(*full, **kwargs), has_aux)
 
         if isinstance(argnums, int):
             (params,) = params
@@ -345,15 +359,25 @@ def weights_like(losses: Any, weights: jax.Array) -> Any:
     )
 
 
-def check_losses(losses: Any) -> None:
-    """Checks what a function of losses returned.
+def split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
+    """Splits and checks what a function of losses returned.
 
     Args:
-        losses: Its output.
+        out: Its output.
+        has_aux: Whether that is a pair of losses and anything else.
+
+    Returns:
+        The losses, as arrays, and the auxiliary output, None without one.
 
     Raises:
-        ValueError: If there is no loss, or one that is not a real float.
+        ValueError: If it is no pair, there is no loss, or one is not a real float.
     """
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise ValueError(
+            f"With has_aux=True the function must return a pair (losses, aux), got "
+            f"{type(out).__name__}."
+        )
+    losses, aux = out if has_aux else (out, None)
     if not jax.tree.leaves(losses):
         raise ValueError("losses_fn returned no loss. Return a pytree of float losses.")
     for path, leaf in jax.tree_util.tree_flatten_with_path(losses)[0]:
@@ -362,6 +386,7 @@ def check_losses(losses: Any) -> None:
                 f"losses_fn returned{jax.tree_util.keystr(path)} of dtype "
                 f"{jnp.result_type(leaf)}; a loss must be a real float."
             )
+    return jax.tree.map(jnp.asarray, losses), aux
 
 
 def one_output(jvp: Callable[..., Any], losses: Any, task: int) -> tuple[Any, Any]:
@@ -543,7 +568,7 @@ class _Stacked:
     def finite(self) -> jax.Array:
         """Which rows are finite, ``[T]``."""
         leaves = jax.tree.leaves(self.jacobian)
-        finite = [jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1) for x in leaves]
+        finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]
         return jnp.stack(finite).all(axis=0)
 
 
@@ -560,6 +585,17 @@ def _select(mask: tuple[bool, ...], shared: Any, unshared: Any) -> Any:
     ours, treedef = jax.tree.flatten(shared)
     leaves = zip(mask, ours, jax.tree.leaves(unshared), strict=True)
     return treedef.unflatten([a if used else b for used, a, b in leaves])
+
+
+def _check_params(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ValueError(
+                f"The parameter{jax.tree_util.keystr(path[1:])} has dtype "
+                f"{jnp.result_type(leaf)} and no derivative. Keep it out of the "
+                "argument that argnums names; for nnx modules use "
+                "dtp_jax.nnx.task_gradients."
+            )
 
 
 def _shared_mask(shared: Shared | None, params: Any) -> tuple[bool, ...]:

@@ -88,9 +88,7 @@ def update_kpis(
     new = _clip(jnp.where(observed, new, 0), 0.0, 1.0)
     old = layout.vector("state.mean", state.mean)
     count = layout.vector("state.count", state.count, dtype=jnp.int32)
-    alpha = jnp.where(count == 0, 1.0, alpha).astype(old.dtype)
-    # A first observation must not mix with the old mean, not even times zero: a
-    # differentiated product would still see it.
+    alpha = jnp.asarray(alpha, old.dtype)
     averaged = jnp.where(count == 0, new, alpha * new + (1 - alpha) * old)
     mean = jnp.where(observed, averaged, old)
     return KpiState(layout.tree(mean), layout.tree(count + observed))
@@ -138,7 +136,7 @@ def focal_weights(
     check_number("kpi_min", kpi_min, low=0, high=1, open_low=True, open_high=True)
     leaves, treedef = jax.tree.flatten(kpis)
     for leaf in leaves:
-        check_number("kpis", leaf, low=-_ROUNDING, high=1 + _ROUNDING)
+        _check_kpi("kpis", leaf)
     gammas = _gamma_leaves(kpis, leaves, treedef, gamma)
     weights = [_focal(leaf, g, kpi_min) for leaf, g in zip(leaves, gammas, strict=True)]
     return treedef.unflatten(weights)
@@ -201,14 +199,31 @@ def _focal(
 
 
 def _gamma_leaves(kpis: Any, leaves: Any, treedef: Any, gamma: Any) -> list[Any]:
-    for value in jax.tree.leaves(gamma):
-        check_number("gamma", value, low=0)
+    check_gamma(gamma)
     if jax.tree_util.all_leaves([gamma]) and jnp.ndim(gamma) == 0:
         return [jnp.asarray(gamma)] * len(leaves)
     if jax.tree.structure(gamma) == treedef:
         return [jnp.asarray(value) for value in jax.tree.leaves(gamma)]
     layout = layout_of(kpis)
     return jax.tree.leaves(layout.tree(per_task("gamma", gamma, layout)))
+
+
+def check_gamma(gamma: Any) -> None:
+    """Checks what can be checked of gamma without the tasks.
+
+    Args:
+        gamma: As for `focal_weights`.
+
+    Raises:
+        ValueError: If it is negative, or a function.
+    """
+    if callable(gamma):
+        raise ValueError(
+            "gamma is a function. For a schedule use optax.inject_hyperparams("
+            "dynamic_task_prioritization)(tasks, gamma=schedule)."
+        )
+    for value in jax.tree.leaves(gamma):
+        check_number("gamma", value, low=0)
 
 
 def check_kpis(kpis: Any, layout: TaskLayout) -> None:
@@ -225,8 +240,15 @@ def check_kpis(kpis: Any, layout: TaskLayout) -> None:
     leaves = jax.tree_util.tree_flatten_with_path(kpis)[0]
     for path, leaf in leaves:
         if isinstance(leaf, (int, float)) and leaf == leaf:
-            name = f"kpis{jax.tree_util.keystr(path)}"
-            check_number(name, leaf, low=-_ROUNDING, high=1 + _ROUNDING)
+            _check_kpi(f"kpis{jax.tree_util.keystr(path)}", leaf)
+
+
+def _check_kpi(name: str, value: Any) -> None:
+    if isinstance(value, (int, float)) and not -_ROUNDING <= value <= 1 + _ROUNDING:
+        raise ValueError(
+            f"{name} must be in [0, 1], got {value!r}. Divide percentages by 100; "
+            "dtp_jax.metrics maps other measures to [0, 1]."
+        )
 
 
 def _clip(x: jax.Array, low: jax.typing.ArrayLike, high: float) -> jax.Array:

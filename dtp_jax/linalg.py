@@ -28,8 +28,6 @@ def gram(rows: jax.Array) -> jax.Array:
         >>> gram(jnp.array([[1.0, 2.0], [3.0, 0.0]])).tolist()
         [[5.0, 3.0], [3.0, 9.0]]
     """
-    if rows.ndim == 1:
-        rows = rows[:, None]
     in_cache = rows.size < _MIN_SIZE_FOR_BLOCKS or rows[0].size < 2 * BLOCK_COLUMNS
     if in_cache or _explicit_mesh(rows):
         return _plain_gram(rows)

@@ -63,7 +63,7 @@ def softmax_focal_loss(
 
     Args:
         logits: ``[..., C]``.
-        labels: ``[...]``, integers in [0, C).
+        labels: ``[...]``, integers in [0, C); the loss of any other label is NaN.
         gamma: How fast easy examples are discounted, at least 0; 0 is cross-entropy.
 
     Returns:
@@ -99,7 +99,8 @@ def softmax_focal_loss(
     true_logit = jnp.sum(jnp.where(true, logits, 0), axis=-1)
     # The softmax of one class against the rest is a sigmoid of the margin.
     margin_loss = sigmoid_focal_loss(true_logit - log_others, 1, gamma)
-    return jnp.where(alone, 0, margin_loss)
+    inside = (labels >= 0) & (labels < logits.shape[-1])
+    return jnp.where(inside, jnp.where(alone, 0, margin_loss), jnp.nan)
 
 
 def bounded_error_focal_loss(

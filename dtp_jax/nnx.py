@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 
 from dtp_jax import gradients
-from dtp_jax.gradients import GramianMode, Shared, TaskGradients
+from dtp_jax.gradients import GramianMode, Shared
 
 M = TypeVar("M")
 
@@ -24,6 +24,8 @@ def task_gradients(
 
     The forward pass runs once: batch statistics, dropout counters and other variables
     outside of `wrt` advance once per call, in the module itself, as under `nnx.grad`.
+    Only the state of the module advances, not that of further arguments: keep
+    `nnx.Rngs` in the module.
 
     Args:
         losses_fn: From a module (and other arguments) to a pytree of float losses; with
@@ -100,20 +102,21 @@ class Optimizer(nnx.Optimizer[M]):
 
         Args:
             model: The module.
-            grads: A `TaskGradients` of `task_gradients`, or what `nnx.Optimizer` takes.
+            grads: A `TaskGradients` of `task_gradients`, gradients stacked along a
+                first axis of tasks, or ordinary ones, of the parameters in `wrt`.
             **kwargs: Extra arguments of the transformation, such as ``kpis``.
 
         Returns:
             The updates that were applied.
         """
-        of_tasks: Any = grads
-        if not isinstance(grads, TaskGradients):
-            return super().update(model, grads, **kwargs)
         # The base class turns gradients into an `nnx.State`, which a TaskGradients is
-        # not; the rest is the same.
+        # not, and whose leaves stacked gradients would not be; the rest is the same.
         params = nnx.as_pure(nnx.state(model, self.wrt))
         updates, opt_state = self.tx.update(
-            of_tasks, nnx.as_pure(self.opt_state), params, **nnx.as_pure(kwargs)
+            nnx.as_pure(grads),
+            nnx.as_pure(self.opt_state),
+            params,
+            **nnx.as_pure(kwargs),
         )
         nnx.update(model, optax.apply_updates(params, updates))
         nnx.update(self.opt_state, nnx.state(opt_state))

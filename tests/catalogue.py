@@ -63,6 +63,14 @@ METHODS = [
             balancers.focal(), balancers.uncertainty(kind="laplace")
         ),
     ),
+    Method("mgda", lambda names: balancers.mgda()),
+    Method("mgda-l2", lambda names: balancers.mgda(normalization="l2")),
+    Method("mgda-loss+", lambda names: balancers.mgda(normalization="loss+")),
+    Method(
+        "focal-mgda", lambda names: optax.chain(balancers.focal(), balancers.mgda())
+    ),
+    Method("toy-memory", lambda names: toys.remember_losses()),
+    Method("toy-projected", lambda names: toys.projected()),
     Method("toy-gramian", lambda names: toys.equal_norms()),
     Method(
         "focal-then-gramian",

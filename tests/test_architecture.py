@@ -20,8 +20,8 @@ LAYERS = [
     {"_base"},
     {"linalg", "gumbel", "boxes"},
     {"information", "metrics"},
-    {"gradients", "kpi"},
-    {"losses", "balancers"},
+    {"gradients", "kpi", "solvers"},
+    {"features", "losses", "balancers"},
     {"_balance", "curricula", "diagnostics"},
     {"_prioritization", "nnx", "linen"},
     {"__init__"},
@@ -90,6 +90,13 @@ def test_flax_is_not_needed() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "imported"
+
+
+def test_the_flax_modules_are_attributes_of_the_package() -> None:
+    program = "import dtp_jax; dtp_jax.nnx.Optimizer, dtp_jax.linen.TrainState"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'haiku'"):
+        _ = dtp_jax.haiku
 
 
 def test_methods_are_short() -> None:

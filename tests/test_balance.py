@@ -265,6 +265,8 @@ def test_stacked_gradients_leave_the_other_tasks_unharmed() -> None:
         optax.scale(0.5),
         optax.scale_by_adam(),
         optax.add_decayed_weights(0.1),
+        optax.sgd(0.5),
+        optax.trace(0.9),
     ],
 )
 def test_a_transformation_before_the_link_is_an_error(before: Any) -> None:
@@ -273,6 +275,21 @@ def test_a_transformation_before_the_link_is_an_error(before: Any) -> None:
     message = "after the balancing link|pytree structure|node type|lax.select requires"
     with pytest.raises((ValueError, TypeError), match=message):
         jax.jit(lambda state: updated(tx, state, kpis=KPIS))(tx.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        optax.scale_by_schedule(lambda step: 0.5),
+        optax.scale_by_learning_rate(optax.linear_schedule(0.5, 0.1, 5)),
+        optax.set_to_zero(),
+    ],
+)
+def test_a_schedule_before_the_link_shows_as_nan(before: Any) -> None:
+    tx = optax.chain(before, balance(balancers.focal(), NAMES))
+    updates, state = updated(tx, kpis=KPIS)
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(updates))
+    chex.assert_tree_all_finite(state)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +302,8 @@ def test_a_transformation_before_the_link_is_an_error(before: Any) -> None:
 )
 def test_a_wrapper_around_the_link_is_an_error(around: Any) -> None:
     tx = around(optax.chain(balance(balancers.focal(), NAMES), optax.sgd(0.1)))
-    with pytest.raises((ValueError, TypeError)):
+    message = "different types at key|same pytree structure|expected"
+    with pytest.raises((ValueError, TypeError), match=message):
         updated(tx, kpis=KPIS)
 
 
@@ -305,6 +323,55 @@ def test_gradients_accumulated_over_microbatches_are_those_of_the_batch() -> Non
     assert_close(found, link.update(whole, link.init(None), PARAMS, kpis=KPIS))
 
 
+def test_named_tasks_and_stacked_gradients_without_losses() -> None:
+    rows, params = {"w": jnp.arange(6.0).reshape(3, 2)}, {"w": jnp.ones(2)}
+    link = balance(balancers.focal(), NAMES)
+    weights = jnp.stack([focal_weights(KPIS)[name] for name in NAMES])
+    expected = weights @ rows["w"]
+    for gradients in (rows, TaskGradients.from_stacked(rows)):
+        updates, state = link.update(gradients, link.init(params), params, kpis=KPIS)
+        np.testing.assert_allclose(updates["w"], expected, rtol=1e-6)
+        assert set(state.task_weights) == set(NAMES)
+
+
+def test_a_solved_task_stays_active_through_a_chain() -> None:
+    solved = {"a": 1.0, "b": 0.1, "c": 0.5}
+    raw = balancers.focal(gamma=1.0)
+    for rest in (balancers.normalize_weights(), optax.scale(1e-3)):
+        link = balance(optax.chain(raw, rest, toys.equal_norms()), NAMES)
+        _, state = updated(link, kpis=solved)
+        assert float(state.task_weights["a"]) > 0
+
+
+def test_weights_are_constants_to_the_derivative_of_an_update() -> None:
+    link = balance(balancers.focal(differentiate_kpis=True), NAMES)
+
+    def size(kpi: jax.Array) -> jax.Array:
+        return optax.tree.norm(updated(link, kpis={**KPIS, "a": kpi})[0])
+
+    assert float(jax.grad(size)(jnp.array(0.3))) == 0
+
+
+def test_preferences_with_a_memory_revive_no_missing_task() -> None:
+    first = optax.chain(balancers.focal(), optax.ema(0.9))
+    link = balance(toys.equal_norms(), NAMES, preferences=first, heads="preferences")
+    make = task_gradients(losses_fn, shared={"trunk": True, "heads": False})
+    _, state = link.update(make(PARAMS), link.init(PARAMS), PARAMS, kpis=KPIS)
+    mask = {"a": True, "b": False, "c": True}
+    updates, _ = link.update(make(PARAMS), state, PARAMS, kpis=KPIS, task_mask=mask)
+    assert not updates["heads"]["b"].any()
+
+
+def test_a_loss_beyond_float32_is_finite() -> None:
+    with jax.enable_x64(True):
+        link = balance(toys.remember_losses(), ["a", "b"])
+        losses = {"a": jnp.float64(1e200), "b": jnp.float64(1.0)}
+        rows = TaskGradients.from_stacked(jnp.ones((2, 3)), losses)
+        _, state = link.update(rows, link.init(None))
+        assert np.isfinite(state.balancer.last).all()
+        assert state.task_weights == {"a": 1.0, "b": 1.0}
+
+
 # Bad input while tracing.
 
 
@@ -314,7 +381,7 @@ def test_gradients_accumulated_over_microbatches_are_those_of_the_batch() -> Non
         (None, "focal needs `kpis`"),
         ({"a": 0.5}, r"kpis does not match .*without an entry: \['b'\], \['c'\]"),
         ({**KPIS, "d": 0.5}, r"entries of no task: \['d'\]"),
-        ({**KPIS, "b": 1.2}, r"kpis\['b'\] must be a number in"),
+        ({**KPIS, "b": 1.2}, r"kpis\['b'\] must be in \[0, 1\], got 1.2. Divide"),
         ({**KPIS, "b": jnp.ones(2)}, r"kpis\['b'\] has shape \[2\]"),
         (jnp.ones(3), "kpis does not match"),
     ],
@@ -357,6 +424,41 @@ def test_plain_gradients_of_another_structure_or_without_params() -> None:
         link.update({"v": jnp.ones((3, 2))}, state, params, kpis=KPIS)
     with pytest.raises(ValueError, match="needs the parameters to be checked"):
         link.update({"w": jnp.ones((3, 2))}, state, kpis=KPIS)
+
+
+def test_forgotten_aux_and_wrappers_are_named() -> None:
+    link = balance(balancers.focal(), NAMES)
+    state = link.init(PARAMS)
+
+    def with_aux(params: Any) -> Any:
+        return losses_fn(params), KPIS
+
+    gradients = task_gradients(with_aux)(PARAMS)
+    with pytest.raises(ValueError, match=r"has_aux=True"):
+        link.update(gradients, state, PARAMS, kpis=KPIS)
+    pair = task_gradients(with_aux, has_aux=True)(PARAMS)
+    with pytest.raises(ValueError, match=r"unpack it: gradients, aux"):
+        link.update(pair, state, PARAMS, kpis=KPIS)
+    bare = balancers.focal()
+    gradients = task_gradients(losses_fn)(PARAMS)
+    with pytest.raises(ValueError, match=r"wrap it, optax.chain\(dtp_jax.balance"):
+        bare.update(gradients, bare.init(PARAMS), PARAMS, kpis=KPIS)
+
+
+def test_a_number_of_tasks_with_named_losses() -> None:
+    link = balance(balancers.focal(), 3)
+    message = r"expected one array of shape \[3\], got entries \['a'\], \['b'\]"
+    with pytest.raises(ValueError, match=message):
+        updated(link, kpis=jnp.ones(3))
+
+
+def test_explicitly_stacked_gradients_are_checked_against_the_parameters() -> None:
+    # The first axis of the parameter happens to be the number of tasks.
+    params = {"w": jnp.ones((3, 2))}
+    link = balance(balancers.focal(), NAMES)
+    gradients = TaskGradients.from_stacked({"w": jnp.ones((3, 2))})
+    with pytest.raises(ValueError, match="has the shape of its parameter"):
+        link.update(gradients, link.init(params), params, kpis=KPIS)
 
 
 def test_wrong_arguments_of_the_factory() -> None:

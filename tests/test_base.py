@@ -93,7 +93,7 @@ LAYOUT = _base.task_layout(["a", "b"])
         ),
         ({"a": 1.0, "b": jnp.ones(2)}, r"kpis\['b'\] has shape \[2\], expected \[\]"),
         # An array has no names: its order may not be that of the sorted ones.
-        (jnp.ones(2), "does not match"),
+        (jnp.ones(2), r"expected entries \['a'\], \['b'\], got one array"),
         ([1.0, 2.0], "does not match"),
     ],
 )
@@ -137,4 +137,4 @@ def test_a_factory_that_was_not_called() -> None:
 
 def test_gramian_of_another_number_of_tasks() -> None:
     with pytest.raises(ValueError, match="rule needs `task_gradients`"):
-        _base.gramian_of(None, 2, "rule")
+        _base.gramian_of(None, jnp.ones(2), "rule")

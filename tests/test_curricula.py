@@ -53,6 +53,8 @@ def test_a_memory_does_not_revive_a_task() -> None:
         ({0: ["a"], 5: ["a"], 3: ["b"]}, "start at 0 and increase"),
         ({0: ["a"], -1: ["b"]}, "start at 0 and increase"),
         ({0: ["a"], 1.5: ["b"]}, "start at 0 and increase"),
+        ({0: ["a"], 2**31: ["b"]}, "start at 0 and increase"),
+        ({0: 1}, r"stages\[0\] must be a list of at least one task"),
         ({0: []}, r"stages\[0\] must be a list of at least one task"),
         ({0: "ab"}, r"stages\[0\] must be a list of at least one task"),
     ],

@@ -164,6 +164,12 @@ def test_argnums_selects_one_or_several_arguments() -> None:
     np.testing.assert_allclose(both.gramian(), [[52.0, 48.0], [48.0, 144.0]])
 
 
+def test_a_constant_loss_has_no_gradient() -> None:
+    gradients = task_gradients(lambda p: {"a": p**2, "b": 0.0})(jnp.array(3.0))
+    assert float(gradients.combine({"a": 1.0, "b": 5.0})) == 6.0
+    assert gradients.gramian().tolist() == [[36.0, 0.0], [0.0, 0.0]]
+
+
 def test_losses_in_arrays_are_tasks_of_their_own() -> None:
     def per_example(params: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
         return {"examples": jnp.square(x @ params), "norm": jnp.sum(params**2)}
@@ -242,6 +248,21 @@ def test_the_same_gradient_on_eight_devices(kind: AxisType) -> None:
     )
 
 
+def test_stacked_gradients_sharded_on_a_later_axis() -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    rows = jnp.arange(2 * 4 * 16.0).reshape(2, 4, 16)
+    sharded = jax.device_put(rows, jax.NamedSharding(mesh, jax.P(None, None, "x")))
+
+    @jax.jit
+    def use(rows: jax.Array) -> Any:
+        gradients = TaskGradients.from_stacked(rows)
+        combined = gradients.combine(jnp.array([1.0, -2.0]))
+        return gradients.finite(), gradients.gramian(), combined
+
+    for found, expected in zip(use(sharded), use(rows), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_combine_inside_shard_map() -> None:
     # The gradient is that of the device's own batch; its mean is the global one.
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -308,6 +329,14 @@ def test_errors_say_what_to_do() -> None:
         task_gradients(lambda p: {})(PARAMS)
     with pytest.raises(ValueError, match=r"\['n'\] of dtype int32; a loss must be"):
         task_gradients(lambda p: {"n": jnp.array(3)})(PARAMS)
+    with pytest.raises(
+        ValueError, match=r"must return a pair \(losses, aux\), got dict"
+    ):
+        task_gradients(losses_fn, has_aux=True)(PARAMS, X)
+    with pytest.raises(ValueError, match="pass the parameters by position"):
+        task_gradients(losses_fn)(params=PARAMS, x=X)
+    with pytest.raises(ValueError, match=r"parameter\['n'\] has dtype int32"):
+        task_gradients(lambda p: p["w"] ** 2)({"w": 1.0, "n": jnp.array(1)})
     with pytest.raises(ValueError, match="selects none of the parameters heads/a"):
         task_gradients(losses_fn, shared=lambda path: path == "stem")(PARAMS, X)
     with pytest.raises(ValueError, match="not a prefix of the parameters"):

@@ -77,7 +77,13 @@ def test_weights_fall_with_kpi_and_with_gamma() -> None:
 
 
 @pytest.mark.parametrize(
-    "gamma", [{"a": 1.0, "b": 2.0}, jnp.array([1.0, 2.0]), np.array([1.0, 2.0])]
+    "gamma",
+    [
+        {"a": 1.0, "b": 2.0},
+        jnp.array([1.0, 2.0]),
+        np.array([1.0, 2.0]),
+        [1.0, 2.0],
+    ],
 )
 def test_gamma_per_task(gamma: Any) -> None:
     weights = focal_weights({"b": jnp.array(0.5), "a": jnp.array(0.5)}, gamma)
@@ -107,7 +113,8 @@ def test_low_precision_is_computed_in_float32() -> None:
         (lambda: focal_weights({"a": 0.5}, {"a": -1.0}), "gamma must be"),
         (lambda: focal_weights({"a": 0.5}, {"b": 1.0}), "gamma does not match"),
         (lambda: focal_weights(0.5, kpi_min=0.0), "kpi_min must be"),
-        (lambda: focal_weights({"a": 1.5}), r"kpis must be a number in"),
+        (lambda: focal_weights({"a": 1.5}), r"kpis must be in \[0, 1\], got 1.5"),
+        (lambda: focal_weights(0.5, lambda step: 1.0), "inject_hyperparams"),
         (lambda: update_kpis(init_kpis(["a"]), {"a": 0.5}, 1.5), "alpha must be"),
         (lambda: update_kpis(init_kpis(["a"]), {"a": -0.5}), r"kpis\['a'\] must be"),
         (lambda: update_kpis(init_kpis(["a"]), {"b": 0.5}), "kpis does not match"),
@@ -219,6 +226,15 @@ def test_the_product_rule_of_equation_5(differentiate: bool) -> None:
     if differentiate:
         expected += x**2 * alpha * weight_slope * kappa_slope
     np.testing.assert_allclose(jax.grad(total)(jnp.array(x)), expected, rtol=1e-5)
+
+
+def test_a_solved_task_keeps_the_derivative_of_its_weight() -> None:
+    # At gamma = 0 and k = 1 the weight is zero, its derivative -1.
+    def total(kpi: jax.Array) -> jax.Array:
+        weights = focal_weights({"a": kpi}, 0.0)
+        return combine_losses({"a": 3.0}, weights, differentiate_weights=True)
+
+    assert jax.value_and_grad(total)(jnp.array(1.0)) == (0.0, -3.0)
 
 
 def test_a_loss_of_weight_zero_is_left_out() -> None:

@@ -83,7 +83,12 @@ def test_missing_kpis_are_an_error() -> None:
 
 
 def test_extra_arguments_reach_a_chain_that_takes_none() -> None:
-    state = make(optax.sgd(0.1))
+    # A transformation of the old kind, whose update has no place for them.
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda g: -0.1 * g, updates), state
+
+    tx = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    state = make(tx)
     gradient = jax.tree.map(jnp.ones_like, state.params)
     state = state.apply_gradients(grads=gradient, kpis=KPIS)
     assert int(state.step) == 1

@@ -84,6 +84,12 @@ def test_small_losses_keep_their_digits() -> None:
     np.testing.assert_allclose(loss, np.exp(-50.0), rtol=1e-5)
 
 
+def test_labels_out_of_range_are_nan() -> None:
+    labels = jnp.array([-1, 0, 2])
+    found = losses.softmax_focal_loss(jnp.zeros((3, 2)), labels)
+    assert np.isnan(found).tolist() == [True, False, True]
+
+
 def test_a_single_class_is_no_loss() -> None:
     def loss(z: jax.Array) -> jax.Array:
         return losses.softmax_focal_loss(jnp.stack([z, -jnp.inf]), jnp.array(0), 0.5)

@@ -148,6 +148,18 @@ def test_ordinary_gradients_still_work() -> None:
     assert not np.array_equal(before, model.left.bias[...])
 
 
+def test_stacked_gradients() -> None:
+    lazy, stacked = Model(nnx.Rngs(0)), Model(nnx.Rngs(0))
+    for model, how in ((lazy, lambda g: g), (stacked, lambda g: g.stack())):
+        tx = optax.chain(balance(balancers.focal(), KPIS), optax.sgd(0.1))
+        optimizer = dtp_nnx.Optimizer(model, tx, wrt=nnx.Param)
+        gradients, _ = dtp_nnx.task_gradients(losses_fn, has_aux=True)(model, X)
+        optimizer.update(model, how(gradients), kpis=KPIS)
+    chex.assert_trees_all_close(
+        data(variables(lazy)), data(variables(stacked)), rtol=1e-4, atol=1e-6
+    )
+
+
 def test_a_missing_kpi_leaves_the_model_as_it_was() -> None:
     model = Model(nnx.Rngs(0))
     tx = optax.chain(balance(balancers.focal(), KPIS), optax.adam(0.1))

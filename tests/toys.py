@@ -10,7 +10,7 @@ import optax
 
 import dtp_jax
 from dtp_jax import TaskGradients
-from dtp_jax._base import gramian_of, layout_of, transformation
+from dtp_jax._base import gramian_of, gramian_weighting, layout_of, transformation
 
 NAMES = ("a", "b", "c", "d")
 
@@ -46,13 +46,43 @@ def equal_norms() -> dtp_jax.Balancer:
     ) -> tuple[Any, Any]:
         layout = layout_of(updates)
         preferences = layout.vector("preferences", updates)
-        gramian = gramian_of(task_gradients, layout.num_tasks, "equal_norms")
+        gramian = gramian_of(task_gradients, preferences, "equal_norms")
         norms = jnp.sqrt(jnp.diagonal(gramian))
         inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
         weights = jnp.where(preferences > 0, preferences * inverse, 0)
         return layout.tree(weights), state
 
     return transformation(lambda params: optax.EmptyState(), update)
+
+
+def projected() -> dtp_jax.Balancer:
+    """Weights that read every entry of the Gramian, and must not see a bad row."""
+
+    def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
+        size = jnp.sqrt(jnp.sum(gramian**2))
+        return preferences + jnp.abs(gramian @ preferences) / jnp.where(
+            size > 0, size, 1
+        )
+
+    return gramian_weighting("projected", rule)
+
+
+class LastLosses(NamedTuple):
+    last: jax.Array  # [T]
+
+
+def remember_losses() -> dtp_jax.Balancer:
+    """Keeps the losses as they come: nothing bad may come."""
+
+    def update(
+        updates: Any, state: LastLosses, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, LastLosses]:
+        del state, extra_args
+        return updates, LastLosses(layout_of(updates).vector("losses", params))
+
+    return transformation(
+        lambda params: LastLosses(layout_of(params).vector("losses", params)), update
+    )
 
 
 class Steps(NamedTuple):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._base import (
+    SMALLEST_WEIGHT,
     Balancer,
     layout_of,
     per_task,
@@ -15,6 +16,7 @@ from dtp_jax._base import (
 from dtp_jax._checks import check_number
 from dtp_jax.kpi import (
     KpiState,
+    check_gamma,
     check_kpis,
     focal_weights,
     init_kpis,
@@ -44,14 +46,15 @@ def focal(
     [0, 1]; None or NaN means "not observed in this step". A task without any
     observation yet keeps its preference as its weight. The weight of an active task is
     never exactly zero, which would mean "not active" to the next link: a solved task
-    gets the smallest normal number.
+    gets 1e-30.
 
     Args:
         gamma: How fast a task is discounted as it does better, at least 0; a scalar, a
             pytree like the tasks or ``[T]``. The paper's headline runs use 1.
         alpha: The weight of the new KPI in the average, in [0, 1].
         kpi_min: Bounds the weights where a KPI is near 0; in (0, 1).
-        differentiate_kpis: Whether derivatives flow from the weights into the KPIs.
+        differentiate_kpis: Whether derivatives flow from the weights into the KPIs, for
+            those who call `update` themselves; `balance` takes weights as constants.
 
     Returns:
         A balancer. Its weights are those of the paper, not normalized: chain
@@ -75,8 +78,7 @@ def focal(
         Guo et al., "Dynamic Task Prioritization for Multitask Learning", ECCV 2018,
         equations 3 and 4. Heads: ``balance(..., heads="weights")``.
     """
-    for value in jax.tree.leaves(gamma):
-        check_number("gamma", value, low=0)
+    check_gamma(gamma)
     check_number("alpha", alpha, low=0, high=1)
     check_number("kpi_min", kpi_min, low=0, high=1, open_low=True, open_high=True)
 
@@ -107,8 +109,7 @@ def focal(
         gammas = per_task("gamma", gamma, layout)
         priorities = focal_weights(used.mean, gammas, kpi_min=kpi_min)
         priorities = jnp.where(averaged.count > 0, priorities, 1)
-        smallest = jnp.finfo(preferences.dtype).tiny
-        weights = jnp.maximum(preferences * priorities, smallest)
+        weights = jnp.maximum(preferences * priorities, SMALLEST_WEIGHT)
         return (
             layout.tree(jnp.where(preferences > 0, weights, 0)),
             FocalState(averaged),

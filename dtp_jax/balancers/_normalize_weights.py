@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._base import Balancer, stateless_weighting
+from dtp_jax._base import SMALLEST_WEIGHT, Balancer, stateless_weighting
 
 Total = Literal["sum_to_T", "sum_to_1"]
 
@@ -38,11 +38,9 @@ def normalize_weights(total: Total = "sum_to_T") -> Balancer:
         raise ValueError(f"total must be 'sum_to_T' or 'sum_to_1', got {total!r}.")
 
     def rule(preferences: jax.Array) -> jax.Array:
-        largest = jnp.max(preferences)
-        # Relative to the largest first: the sum of the smallest numbers is exact, and
-        # that of the largest does not overflow.
-        relative = preferences / jnp.where(largest > 0, largest, 1)
+        total_weight = jnp.sum(preferences)
         active = jnp.sum(preferences > 0) if total == "sum_to_T" else 1
-        return relative * active / jnp.where(largest > 0, jnp.sum(relative), 1)
+        shares = preferences / jnp.where(total_weight > 0, total_weight, 1)
+        return jnp.maximum(shares * active, SMALLEST_WEIGHT)
 
     return stateless_weighting(rule)

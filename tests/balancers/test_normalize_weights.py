@@ -6,8 +6,8 @@ import pytest
 
 from tests.toys import balancers
 
-TINY = float(jnp.finfo(jnp.float32).tiny)
-HUGE = 1e37  # The reciprocal of larger numbers is flushed to zero.
+TINY = 1e-30  # The weight of a solved task.
+HUGE = 1e36  # The reciprocal of a sum of larger numbers is flushed to zero.
 
 
 def normalized(weights: list[float], total: Any = "sum_to_T") -> np.ndarray:
@@ -44,3 +44,7 @@ def test_equal_kpis_give_the_plain_sum() -> None:
 def test_unknown_total() -> None:
     with pytest.raises(ValueError, match="total must be 'sum_to_T' or 'sum_to_1'"):
         balancers.normalize_weights("mean")
+
+
+def test_an_active_task_is_not_normalized_away() -> None:
+    assert normalized([1e-30, 1e30])[0] > 0
