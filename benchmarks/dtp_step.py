@@ -73,7 +73,7 @@ def row(model: str, num_tasks: int, rounds: int) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--tasks", nargs="+", type=int, default=[2, 8, 40])
     args = parser.parse_args(argv)

@@ -89,7 +89,7 @@ def rows_of(num_tasks: int, rounds: int) -> list[list[str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--tasks", nargs="+", type=int, default=[2, 8, 40])
     args = parser.parse_args(argv)
     rows = [row for t in args.tasks for row in rows_of(t, args.rounds)]

@@ -494,3 +494,33 @@ def test_float64_weights_for_float64_tasks() -> None:
         exact = -(0.7**2) * np.log(0.3)
         np.testing.assert_allclose(new.task_weights["a"], exact, rtol=1e-14)
         assert updates.dtype == jnp.float64
+
+
+def test_inside_shard_map_with_global_losses_and_kpis() -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jax.random.normal(jax.random.key(0), (64, 2))
+    link = balance(balancers.focal(alpha=1.0), NAMES)
+
+    def kpis_of(losses: Any) -> Any:
+        return jax.tree.map(lambda loss: jnp.exp(-loss), losses)
+
+    def step(params: Any, state: Any, x: jax.Array) -> Any:
+        varying = jax.lax.pcast(params, "data", to="varying")
+        gradients = task_gradients(losses_fn)(varying, x)
+        losses = jax.lax.pmean(gradients.losses, "data")
+        updates, state = link.update(
+            gradients, state, losses=losses, kpis=kpis_of(losses)
+        )
+        return jax.lax.pmean(updates, "data"), state
+
+    everywhere, split = jax.P(), jax.P("data")
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, split),
+        out_specs=(everywhere, everywhere),
+    )
+    found = jax.jit(mapped)(PARAMS, link.init(PARAMS), x)
+    gradients = task_gradients(losses_fn)(PARAMS, x)
+    kpis = kpis_of(gradients.losses)
+    assert_close(found, link.update(gradients, link.init(PARAMS), PARAMS, kpis=kpis))

@@ -40,7 +40,15 @@ def test_local_links_exist(page: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
-def test_the_table_in_the_readme_is_the_one_that_the_demo_wrote() -> None:
-    results = (ROOT / "docs" / "two_digits" / "results.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "example"),
+    [
+        ("README.md", "two_digits"),
+        ("examples/README.md", "multi_mnist"),
+        ("examples/README.md", "find_digit"),
+    ],
+)
+def test_tables_are_those_that_the_examples_wrote(page: str, example: str) -> None:
+    results = (ROOT / "docs" / example / "results.md").read_text(encoding="utf-8")
     table = results.split("\n\n")[0]
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table in (ROOT / page).read_text(encoding="utf-8")

@@ -118,6 +118,17 @@ def test_optimal_for_every_kind_of_rows(num_tasks: int, decades: int) -> None:
         assert kind != "opposite-pairs" or decades > 3 or norm < 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_tasks", [3, 8, 32])
+def test_optimal_in_thousands_of_draws(num_tasks: int) -> None:
+    for seed in range(300):
+        kinds = families(num_tasks, [0, 3, 12][seed % 3], seed)
+        found = solve_batch(jnp.stack([gram(rows) for rows in kinds.values()]))
+        assert (found.residual < 2e-6).all(), seed
+        for (kind, rows), weights in zip(kinds.items(), found.weights, strict=True):
+            assert missed(rows, weights)[0] < 2e-6, (kind, seed)
+
+
 def test_the_residual_is_the_shortfall() -> None:
     rows = normal(4, 9, seed=1, decades=2)
     preferences = np.array([1.0, 0.3, 0.0, 2.0])
