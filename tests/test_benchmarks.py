@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import dtp_step, gramian
+from benchmarks import dtp_step, features, gramian, solvers
 from benchmarks._measure import table
 
 
@@ -17,6 +17,12 @@ def test_dtp_step_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_way_of_the_gramian_is_measured() -> None:
     ways = [row[0] for row in gramian.rows_of(2, rounds=1)]
     assert ways == ["plain", "unrolled", "vmap", "map", "columns"]
+
+
+def test_features_and_solvers_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [row[1] for row in features.rows_of(2, rounds=1)] == ["2", "2", "2"]
+    solvers.main(["--rounds", "1", "--draws", "1", "--tasks", "3"])
+    assert "independent" in capsys.readouterr().out
 
 
 def test_tables_are_aligned() -> None:

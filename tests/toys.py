@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import dtp_jax
 from dtp_jax import TaskGradients
-from dtp_jax._base import gramian_of, gramian_weighting, layout_of, transformation
+from dtp_jax._base import gramian_weighting, layout_of, transformation
 
 NAMES = ("a", "b", "c", "d")
 
@@ -36,23 +35,11 @@ def cost(function: Any, *args: Any) -> tuple[float, int]:
 def equal_norms() -> dtp_jax.Balancer:
     """Gradients of equal length: a Gramian-driven rule in a line, for the seams."""
 
-    def update(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        task_gradients: Any = None,
-        **extra_args: Any,
-    ) -> tuple[Any, Any]:
-        layout = layout_of(updates)
-        preferences = layout.vector("preferences", updates)
-        gramian = gramian_of(task_gradients, preferences, "equal_norms")
+    def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
         norms = jnp.sqrt(jnp.diagonal(gramian))
-        inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
-        weights = jnp.where(preferences > 0, preferences * inverse, 0)
-        return layout.tree(weights), state
+        return preferences * jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
 
-    return transformation(lambda params: optax.EmptyState(), update)
+    return gramian_weighting("equal_norms", rule)
 
 
 def projected() -> dtp_jax.Balancer:
