@@ -115,7 +115,7 @@ def balance(
         **extra_args: Any,
     ) -> tuple[Any, BalanceState]:
         _check_state(state, jax.eval_shape(init, None), layout)
-        gradients = _task_gradients(updates, params, losses, layout)
+        gradients = _task_gradients(updates, params, layout)
         losses = gradients.losses if losses is None else losses
         active = jnp.ones((layout.num_tasks,), bool)
         if task_mask is not None:
@@ -162,9 +162,7 @@ def _only(active: jax.Array, weights: Any, layout: TaskLayout) -> Any:
     return layout.tree(jnp.where(active, layout.vector("weights", weights), 0))
 
 
-def _task_gradients(
-    updates: Any, params: Any, losses: Any, layout: TaskLayout
-) -> TaskGradients:
+def _task_gradients(updates: Any, params: Any, layout: TaskLayout) -> TaskGradients:
     if isinstance(updates, TaskGradients):
         updates.untouched()
         if updates.losses is not None:
@@ -191,12 +189,7 @@ def _task_gradients(
             "of dtp_jax.task_gradients."
         )
     check_stacked(updates, params, layout.num_tasks)
-    stacked = TaskGradients.from_stacked(updates)
-    if losses is None:
-        return stacked
-    return TaskGradients.from_stacked(
-        updates, layout.tree(layout.vector("losses", losses))
-    )
+    return TaskGradients.from_stacked(updates)
 
 
 def _check_state(state: Any, expected: Any, layout: TaskLayout) -> None:

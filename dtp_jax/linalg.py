@@ -62,24 +62,6 @@ def weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
     return total.astype(rows.dtype)
 
 
-def scale_rows(gramian: jax.Array, scales: jax.Array) -> jax.Array:
-    """The Gramian after each row of the Jacobian is multiplied by its scale.
-
-    Args:
-        gramian: ``[T, T]``.
-        scales: ``[T]``.
-
-    Returns:
-        ``scales[s] * gramian[s, t] * scales[t]``, ``[T, T]``.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> scale_rows(jnp.ones((2, 2)), jnp.array([1.0, 3.0])).tolist()
-        [[1.0, 3.0], [3.0, 9.0]]
-    """
-    return scales[:, None] * gramian * scales[None, :]
-
-
 def correlation(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Splits a Gramian into correlations and the norms of its rows.
 

@@ -15,8 +15,9 @@ def normalize_weights(total: Total = "sum_to_T") -> Balancer:
 
     Computes ``w = p * n / sum(p)``, where n is the number of active tasks (those of
     positive weight) or 1. Chain it after another balancer. If no task is active, all
-    weights stay zero. After `focal`, whose weights of solved tasks all equal the
-    smallest number, the weights of tasks that are all solved come out equal.
+    weights stay zero. After `focal`, whose weights of solved tasks are all 1e-30, the
+    weights of tasks that are all solved come out equal. An active task keeps at least
+    1e-30.
 
     Args:
         total: "sum_to_T", the number of active tasks, or "sum_to_1".
