@@ -527,11 +527,11 @@ def plot_fields(path: Path, results: dict[str, Result]) -> None:
         reach = float(np.abs(difference).max())
         images.append(("minus the solution", difference, reach))
     with mpl.rc_context(_plots.STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(11, 2.9))
+        figure = Figure(figsize=(10, 2.7))
         axes = figure.subplots(1, len(images), sharey=True)
         look: Any = {"origin": "lower", "extent": (-1, 1, -1, 1)}
         # Bands of one colour read like contours, and the file stays small.
-        look["cmap"] = mpl.colormaps["RdBu_r"].resampled(21)
+        look["cmap"] = mpl.colormaps["RdBu_r"].resampled(15)
         for axis, (title, field, reach) in zip(axes, images, strict=True):
             shown = axis.imshow(field.T, vmin=-reach, vmax=reach, **look)
             axis.set(title=title, xticks=(-1, 0, 1), yticks=(-1, 0, 1))
