@@ -484,17 +484,44 @@ def gramian_of(task_gradients: Any, preferences: jax.Array, method: str) -> jax.
     Raises:
         ValueError: If there are no task gradients, or of another number of tasks.
     """
-    how = "wrap the balancer in dtp_jax.balance, or pass task_gradients= to update"
-    gramian = required(task_gradients, "task_gradients", method, how).gramian()
-    if gramian.shape[0] != preferences.size:
-        raise ValueError(
-            f"{method} got {preferences.size} preferences for {gramian.shape[0]} task "
-            "gradients. `optax.masked` cannot hide tasks from it: use curricula.stages "
-            "or the extra argument task_mask instead."
-        )
+    gradients = _gradients_of(task_gradients, preferences, method)
     active = preferences > 0
+    gramian = gradients.gramian()
     gramian = jnp.where(active[:, None] & active[None, :], gramian, 0)
     return jax.lax.stop_gradient(gramian)
+
+
+def squared_norms_of(
+    task_gradients: Any, preferences: jax.Array, method: str
+) -> jax.Array:
+    """The diagonal of what `gramian_of` returns, without the cost of the rest.
+
+    Args:
+        task_gradients: What the step supplied as the extra argument.
+        preferences: ``[T]``.
+        method: The name of the balancer, for the messages.
+
+    Returns:
+        ``[T]``, zero for tasks that are not active; no derivative flows through it.
+
+    Raises:
+        ValueError: As `gramian_of` does.
+    """
+    gradients = _gradients_of(task_gradients, preferences, method)
+    squares = jnp.where(preferences > 0, gradients.squared_norms(), 0)
+    return jax.lax.stop_gradient(squares)
+
+
+def _gradients_of(task_gradients: Any, preferences: jax.Array, method: str) -> Any:
+    how = "wrap the balancer in dtp_jax.balance, or pass task_gradients= to update"
+    gradients = required(task_gradients, "task_gradients", method, how)
+    if gradients.num_tasks != preferences.size:
+        raise ValueError(
+            f"{method} got {preferences.size} preferences for {gradients.num_tasks} "
+            "task gradients. `optax.masked` cannot hide tasks from it: use "
+            "curricula.stages or the extra argument task_mask instead."
+        )
+    return gradients
 
 
 def _describe(leaf: Any) -> str:

@@ -217,6 +217,10 @@ class _FeatureMap:
         layout = layout_of(self.losses)
         return jax.lax.map(self.pull, jnp.eye(layout.num_tasks, dtype=layout.dtype))
 
+    def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
+        """A function of each task's gradient at the features."""
+        return jax.vmap(function)(jax.tree.leaves(self.rows()))
+
     def gramian(self) -> jax.Array:
         """Inner products of the gradients at the features."""
         grams = [linalg.gram(leaf) for leaf in jax.tree.leaves(self.rows())]

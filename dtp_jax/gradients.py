@@ -45,6 +45,10 @@ class LinearMap(Protocol):
         """``[T, T]`` inner products over the shared parameters."""
         ...
 
+    def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
+        """A function of the shared leaves of each row, its results stacked."""
+        ...
+
     def finite(self) -> jax.Array | None:
         """``[T]``, which rows are finite; None if that would cost a backward pass."""
         ...
@@ -163,6 +167,23 @@ class TaskGradients:
             [[4.0, 6.0], [6.0, 9.0]]
         """
         return self._map.gramian()
+
+    def squared_norms(self) -> jax.Array:
+        """The diagonal of the Gramian, without the rest of it.
+
+        Costs a backward pass per task, as the Gramian does, and no products. Gradients
+        are not held together where the compiler takes them one after the other.
+
+        Returns:
+            ``[T]`` in float32 or better, of the gradients over the shared parameters.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> losses_fn = lambda w: {"a": w**2, "b": 3.0 * w}
+            >>> task_gradients(losses_fn)(jnp.array(1.0)).squared_norms().tolist()
+            [4.0, 9.0]
+        """
+        return self._map.each(_squared_norm)
 
     def stack(self) -> Any:
         """The gradients of all tasks.
@@ -395,21 +416,35 @@ def shared_rows(gradients: TaskGradients) -> list[jax.Array]:
         >>> [rows.shape for rows in shared_rows(gradients)]
         [(2, 3)]
     """
-    if not isinstance(gradients, TaskGradients):
-        raise ValueError(
-            f"Expected a TaskGradients, got {type(gradients).__name__}: call "
-            "dtp_jax.task_gradients(losses_fn)(params, ...), or wrap stacked gradients "
-            "in TaskGradients.from_stacked."
-        )
-    mask = getattr(gradients._map, "shared", None)
-    if mask is None:
-        raise ValueError(
-            "Gradients at the level of features do not tell which parameters are "
-            "shared, and features differ from batch to batch: use "
-            "dtp_jax.task_gradients(..., shared=...)."
-        )
+    mask = _shared_of(gradients)
     leaves = jax.tree.leaves(gradients.stack())
     return [leaf for leaf, used in zip(leaves, mask, strict=True) if used]
+
+
+def of_each_row(
+    gradients: TaskGradients, function: Callable[[list[jax.Array]], Any]
+) -> Any:
+    """Applies a function to the gradient of each task, one after the other.
+
+    Args:
+        gradients: Of `task_gradients` or `TaskGradients.from_stacked`.
+        function: From the gradients of one task with respect to the shared parameters,
+            in the order of `jax.tree.leaves`, to arrays.
+
+    Returns:
+        What the function returns, stacked over the tasks.
+
+    Raises:
+        ValueError: As `shared_rows` does.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gradients = TaskGradients.from_stacked(jnp.array([[1.0, 5.0], [2.0, 3.0]]))
+        >>> of_each_row(gradients, lambda leaves: jnp.max(leaves[0])).tolist()
+        [5.0, 3.0]
+    """
+    _shared_of(gradients)
+    return gradients._map.each(function)
 
 
 def cross_gramian(first: TaskGradients, second: TaskGradients) -> jax.Array:
@@ -660,6 +695,14 @@ class _Linearized:
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
         return self._over_tasks(self.pull)
 
+    def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
+        """A function of each row, by the mode that the Gramian uses."""
+        if self._mode == "unrolled":
+            tasks = range(self._layout.num_tasks)
+            rows = [self._shared_leaves(self._row(task)) for task in tasks]
+            return jax.tree.map(lambda *xs: jnp.stack(xs), *map(function, rows))
+        return self._over_tasks(lambda w: function(self._shared_leaves(self.pull(w))))
+
     def gramian(self) -> jax.Array:
         """Inner products of the rows, leaf by leaf."""
         if self._mode == "columns":
@@ -740,10 +783,13 @@ class _Stacked:
         """The Jacobian as it was given."""
         return self.jacobian
 
+    def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
+        """A function of each row, all rows as a batch."""
+        return jax.vmap(function)(self._shared_leaves())
+
     def gramian(self) -> jax.Array:
         """Inner products of the rows, leaf by leaf."""
-        leaves = zip(jax.tree.leaves(self.jacobian), self.shared, strict=True)
-        grams = [linalg.gram(leaf) for leaf, used in leaves if used]
+        grams = [linalg.gram(leaf) for leaf in self._shared_leaves()]
         return sum(grams[1:], start=grams[0])
 
     def finite(self) -> jax.Array:
@@ -751,6 +797,32 @@ class _Stacked:
         leaves = jax.tree.leaves(self.jacobian)
         finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]
         return jnp.stack(finite).all(axis=0)
+
+    def _shared_leaves(self) -> list[jax.Array]:
+        leaves = zip(jax.tree.leaves(self.jacobian), self.shared, strict=True)
+        return [leaf for leaf, used in leaves if used]
+
+
+def _squared_norm(leaves: list[jax.Array]) -> jax.Array:
+    squares = [linalg.gram(leaf[None])[0, 0] for leaf in leaves]
+    return sum(squares[1:], start=squares[0])
+
+
+def _shared_of(gradients: TaskGradients) -> tuple[bool, ...]:
+    if not isinstance(gradients, TaskGradients):
+        raise ValueError(
+            f"Expected a TaskGradients, got {type(gradients).__name__}: call "
+            "dtp_jax.task_gradients(losses_fn)(params, ...), or wrap stacked gradients "
+            "in TaskGradients.from_stacked."
+        )
+    mask = getattr(gradients._map, "shared", None)
+    if mask is None:
+        raise ValueError(
+            "Gradients at the level of features do not tell which parameters are "
+            "shared, and features differ from batch to batch: use "
+            "dtp_jax.task_gradients(..., shared=...)."
+        )
+    return mask
 
 
 def _select_heads(mask: tuple[bool, ...], shared: Any, unshared: Any) -> Any:

@@ -8,10 +8,10 @@ import optax
 
 from dtp_jax._base import (
     Balancer,
-    gramian_of,
     layout_of,
     nonzero,
     read_losses,
+    squared_norms_of,
     transformation,
 )
 from dtp_jax._checks import check_number, check_whole
@@ -133,8 +133,7 @@ def grad_norm(
         weights = _weights(state.parameters, active, softmax)
 
         def move() -> tuple[jax.Array, Any]:
-            gramian = gramian_of(task_gradients, preferences, "grad_norm")
-            norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0))
+            norms = jnp.sqrt(squared_norms_of(task_gradients, preferences, "grad_norm"))
             measured = active & jnp.isfinite(norms)
             norms = jnp.where(measured, jnp.minimum(norms, _LARGEST_NORM), 0)
             norms = norms.astype(layout.dtype)

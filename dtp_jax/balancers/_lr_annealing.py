@@ -14,7 +14,7 @@ from dtp_jax._base import (
     transformation,
 )
 from dtp_jax._checks import check_number, check_whole
-from dtp_jax.gradients import shared_rows
+from dtp_jax.gradients import of_each_row
 
 Statistic = Literal["max", "mean"]
 
@@ -121,8 +121,8 @@ def lr_annealing(
         first = layout.position("primary", primary)
 
         def refresh() -> jax.Array:
-            rows = [jax.lax.stop_gradient(leaf) for leaf in shared_rows(gradients)]
-            means, largest = _statistics(rows)
+            statistics = of_each_row(gradients, _statistics)
+            means, largest = jax.lax.stop_gradient(statistics)
             size = (means if statistic == "mean" else largest)[first]
             usable = active & active[first] & jnp.isfinite(size)
             usable &= jnp.isfinite(means) & (means > 0)
@@ -141,14 +141,11 @@ def lr_annealing(
     return transformation(init, update)
 
 
-def _statistics(rows: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Mean and largest absolute entry of each task's gradient, two ``[T]``."""
-    sizes = [jnp.abs(leaf.reshape(leaf.shape[0], -1)) for leaf in rows]
+def _statistics(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Mean and largest absolute entry of a gradient."""
+    sizes = [jnp.abs(leaf).reshape(-1) for leaf in leaves]
     sizes = [leaf.astype(jnp.promote_types(jnp.float32, leaf.dtype)) for leaf in sizes]
-    maxima = [jnp.max(leaf, axis=1, initial=0) for leaf in sizes]
-    largest = jnp.max(jnp.stack(maxima), axis=0)
-    # Relative to the largest, a sum of large entries stays finite.
-    unit = jnp.where(largest > 0, largest, 1)[:, None]
-    totals = [jnp.sum(leaf / unit, axis=1) for leaf in sizes]
-    count = sum(leaf.shape[1] for leaf in sizes)
-    return largest * (jnp.stack(totals).sum(axis=0) / count), largest
+    largest = jnp.max(jnp.stack([jnp.max(leaf, initial=0) for leaf in sizes]))
+    # Divided before they are added, large entries have a finite mean.
+    share = 1 / sum(leaf.size for leaf in sizes)
+    return jnp.sum(jnp.stack([jnp.sum(leaf * share) for leaf in sizes])), largest

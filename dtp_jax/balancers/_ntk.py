@@ -9,10 +9,10 @@ import optax
 from dtp_jax._base import (
     Balancer,
     TaskLayout,
-    gramian_of,
     layout_of,
     nonzero,
     required,
+    squared_norms_of,
     transformation,
 )
 from dtp_jax._checks import check_number, check_whole
@@ -159,9 +159,9 @@ def _rates(
     """``norm(g)^2 / L``, NaN where the loss is not positive."""
     how = "pass them as the third argument of update, or residual_gradients="
     losses = layout.vector("losses", required(params, "losses", "ntk", how))
-    gramian = gramian_of(task_gradients, preferences, "ntk")
+    squares = squared_norms_of(task_gradients, preferences, "ntk")
     positive = losses > 0
-    rates = jnp.diagonal(gramian) / jnp.where(positive, losses, 1)
+    rates = squares / jnp.where(positive, losses, 1)
     return jnp.where(positive, rates, jnp.nan)
 
 
