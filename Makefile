@@ -42,7 +42,8 @@ test: .venv/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.installed-test
-	$(BIN)/python -m pytest -n 2 -m slow
+	# With the optimizations of the compiler that users get.
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest -n 2 -m slow
 
 # The table and plots that README.md and docs/ show.
 docs: .venv/.installed-examples
