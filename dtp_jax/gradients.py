@@ -1,23 +1,28 @@
 """Gradients of several losses at once, computed only as far as a method needs them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 from dtp_jax import linalg
 from dtp_jax._base import TaskLayout, layout_of
 
 # How the rows of the Jacobian are computed; see `task_gradients`.
-GramianMode = Literal["auto", "unrolled", "vmap", "map", "columns"]
+GramianMode = Literal["auto", "unrolled", "switch", "vmap", "map", "columns"]
 
-# Measured on a CPU of two cores (`make bench`): one backward pass per task, each in the
-# program on its own, is the fastest and its compile time is linear in T. Past this
-# number compiling takes longer than most runs gain, and a loop takes over.
-_MAX_UNROLLED = 64
+# Measured on a CPU of two cores (`make bench`). Up to the first number of tasks, their
+# gradients stay in memory until they are summed, which saves a backward pass. Beyond it
+# a loop over branches is faster than one pass after the other in the program, and takes
+# half the memory. The time to compile either is linear in T, and past the second number
+# it is longer than most runs gain.
+_MAX_UNROLLED = 8
+_MAX_BRANCHES = 64
 
 # A number that no scaling or clipping leaves as it is; see `TaskGradients`.
 _SEAL = 77
@@ -154,7 +159,9 @@ class TaskGradients:
     def gramian(self) -> jax.Array:
         """Inner products of the gradients over the shared parameters.
 
-        It is computed anew by each call; `jax.jit` merges repeated ones.
+        It is computed anew by each call, but `jax.jit` merges repeated ones. For few
+        tasks the gradients are kept, and a later `combine` in the same trace is their
+        sum instead of one more backward pass.
 
         Returns:
             ``[T, T]`` in float32 or better, the tasks in the order of the leaves of the
@@ -323,13 +330,14 @@ def task_gradients(
             all.
         gramian: How the Gramian is computed; all ways agree to rounding.
             "unrolled": one backward pass per task, each on its own in the program, so
-            that a task does no work in other tasks' heads; the fastest, its compile
-            time grows with T. "vmap": one backward pass with all tasks as a batch; T
-            times the memory of activations. "map": one after the other in a loop; the
-            Jacobian is all it keeps. "columns": one backward pass and its transpose per
-            task in a loop, which never holds the Jacobian; the least memory, and the
-            precision of the model's own products.
-            "auto": "unrolled" up to 64 tasks, "map" above.
+            that a task does no work in other tasks' heads; its compile time grows with
+            T. "switch": the same passes as the branches of a loop; the Jacobian is all
+            it keeps. "vmap": one backward pass with all tasks as a batch; T times the
+            memory of activations. "map": one pass through all heads after the other in
+            a loop, with the memory of "switch" and the shortest program. "columns": one
+            backward pass and its transpose per task in a loop, which never holds the
+            Jacobian; the least memory, and the precision of the model's own products.
+            "auto": "unrolled" up to 8 tasks, "switch" up to 64, "map" above.
 
     Returns:
         A function of the arguments of `losses_fn` that returns a `TaskGradients`, or a
@@ -667,52 +675,68 @@ def row_norms(leaves: Sequence[jax.Array]) -> jax.Array:
     return unit * jnp.sqrt(sum(map(squares, leaves), start=jnp.zeros_like(unit)))
 
 
-@jax.tree_util.register_dataclass
+class _Kept:
+    """Rows that were computed in the trace in which this was made."""
+
+    def __init__(self) -> None:
+        self.trace = get_opaque_trace_state()
+        self.rows: list[Any] | None = None
+
+    def here(self) -> bool:
+        """Whether that trace is the one at work."""
+        return get_opaque_trace_state() == self.trace
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["losses", "jvp"],
+    meta_fields=["treedef", "param_types", "shared", "mode"],
+)
 @dataclasses.dataclass(frozen=True)
 class _Linearized:
-    """The Jacobian as a linear function, its rows by transposition."""
+    """The Jacobian as a linear function, its rows by transposition.
+
+    The rows of "unrolled" are kept, so that after the Gramian their sum costs no
+    further backward pass, but only those of the trace in which this object was made:
+    what a branch of `jax.lax.cond` computes is of no use outside of it.
+    """
 
     losses: Any
     jvp: Any
-    treedef: Any = dataclasses.field(metadata={"static": True})
+    treedef: Any
     # Types with sharding, which a transposed product over sharded axes needs to know.
-    param_types: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
-    shared: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
-    mode: GramianMode = dataclasses.field(metadata={"static": True})
+    param_types: tuple[Any, ...]
+    shared: tuple[bool, ...]
+    mode: GramianMode
+    # No part of the pytree: a copy that passed through `jax.jit` starts anew.
+    kept: _Kept = dataclasses.field(init=False, default_factory=_Kept, compare=False)
 
     def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
-        """One backward pass with the weights as cotangent."""
+        """The rows, weighted and summed, or one backward pass if there are none yet."""
         if unshared is not None:
-            return _select_heads(self.shared, self.pull(weights), self.pull(unshared))
+            _check_heads(self.shared)
+        if self.kept.rows is not None and self.kept.here():
+            return self._sum(self.kept.rows, weights, unshared)
+        if unshared is not None:
+            return _select(self.shared, self.pull(weights), self.pull(unshared))
         cotangent = weights_like(self.losses, weights)
         (gradient,) = jax.linear_transpose(self.jvp, self._like())(cotangent)
         return gradient
 
     def stack(self) -> Any:
         """All rows, by the mode that the Gramian uses."""
-        if self._mode == "unrolled":
-            rows = [self._row(task) for task in range(self._layout.num_tasks)]
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-        return self._over_tasks(self.pull)
+        return self._over_rows(lambda row: row)
 
     def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
         """A function of each row, by the mode that the Gramian uses."""
-        if self._mode == "unrolled":
-            tasks = range(self._layout.num_tasks)
-            rows = [self._shared_leaves(self._row(task)) for task in tasks]
-            return jax.tree.map(lambda *xs: jnp.stack(xs), *map(function, rows))
-        return self._over_tasks(lambda w: function(self._shared_leaves(self.pull(w))))
+        return self._over_rows(lambda row: function(self._shared_leaves(row)))
 
     def gramian(self) -> jax.Array:
         """Inner products of the rows, leaf by leaf."""
         if self._mode == "columns":
-            return self._over_tasks(self._column).astype(self._dtype)
-        if self._mode == "unrolled":
-            tasks = range(self._layout.num_tasks)
-            rows = [self._shared_leaves(self._row(task)) for task in tasks]
-            leaves = [jnp.stack(leaf) for leaf in zip(*rows, strict=True)]
-        else:
-            leaves = self._over_tasks(lambda w: self._shared_leaves(self.pull(w)))
+            columns = jax.lax.map(self._column, self._units())
+            return columns.astype(self._dtype)
+        leaves = self._over_rows(self._shared_leaves)
         # Summing leaf by leaf lets the compiler free each one after its contribution.
         return sum(map(linalg.gram, leaves), start=jnp.zeros((), self._dtype))
 
@@ -733,11 +757,45 @@ class _Linearized:
         (column,) = jax.linear_transpose(shared_row, weights)(shared_row(weights))
         return column
 
-    def _over_tasks(self, function: Callable[[jax.Array], Any]) -> Any:
-        units = jnp.eye(self._layout.num_tasks, dtype=self._layout.dtype)
-        if self._mode == "vmap":
-            return jax.vmap(function)(units)
-        return jax.lax.map(function, units)
+    def _over_rows(self, function: Callable[[Any], Any]) -> Any:
+        """A function of each row, its results stacked."""
+        if self._mode == "unrolled":
+            results = map(function, self._rows())
+            return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
+        if self._mode == "switch":
+            num_tasks = self._layout.num_tasks
+            branches = [
+                functools.partial(self._of_row, function, task)
+                for task in range(num_tasks)
+            ]
+            tasks = jnp.arange(num_tasks)
+            return jax.lax.map(lambda task: jax.lax.switch(task, branches), tasks)
+        over_tasks = jax.vmap if self._mode == "vmap" else _mapped
+        return over_tasks(lambda unit: function(self.pull(unit)))(self._units())
+
+    def _rows(self) -> list[Any]:
+        if not self.kept.here():
+            return self._computed_rows()
+        if self.kept.rows is None:
+            self.kept.rows = self._computed_rows()
+        return self.kept.rows
+
+    def _computed_rows(self) -> list[Any]:
+        return [self._row(task) for task in range(self._layout.num_tasks)]
+
+    def _sum(self, rows: list[Any], shared: jax.Array, unshared: Any) -> Any:
+        unshared = shared if unshared is None else unshared
+
+        def of_leaf(used: bool, *leaves: jax.Array) -> jax.Array:
+            return linalg.weighted_sum_of(shared if used else unshared, leaves)
+
+        return jax.tree.map(of_leaf, self.treedef.unflatten(self.shared), *rows)
+
+    def _of_row(self, function: Callable[[Any], Any], task: int) -> Any:
+        return function(self._row(task))
+
+    def _units(self) -> jax.Array:
+        return jnp.eye(self._layout.num_tasks, dtype=self._layout.dtype)
 
     def _shared_leaves(self, gradient: Any) -> list[jax.Array]:
         leaves = jax.tree.leaves(gradient)
@@ -754,7 +812,10 @@ class _Linearized:
     def _mode(self) -> GramianMode:
         if self.mode != "auto":
             return self.mode
-        return "unrolled" if self._layout.num_tasks <= _MAX_UNROLLED else "map"
+        num_tasks = self._layout.num_tasks
+        if num_tasks <= _MAX_UNROLLED:
+            return "unrolled"
+        return "switch" if num_tasks <= _MAX_BRANCHES else "map"
 
     @property
     def _dtype(self) -> Any:
@@ -774,7 +835,8 @@ class _Stacked:
     def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
         """The weighted sum of the rows, without those of weight zero."""
         if unshared is not None:
-            return _select_heads(self.shared, self.pull(weights), self.pull(unshared))
+            _check_heads(self.shared)
+            return _select(self.shared, self.pull(weights), self.pull(unshared))
         return jax.tree.map(
             lambda rows: linalg.weighted_sum(weights, rows), self.jacobian
         )
@@ -803,6 +865,10 @@ class _Stacked:
         return [leaf for leaf, used in leaves if used]
 
 
+def _mapped(function: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
+    return functools.partial(jax.lax.map, function)
+
+
 def _squared_norm(leaves: list[jax.Array]) -> jax.Array:
     squares = [linalg.gram(leaf[None])[0, 0] for leaf in leaves]
     return sum(squares[1:], start=squares[0])
@@ -825,13 +891,12 @@ def _shared_of(gradients: TaskGradients) -> tuple[bool, ...]:
     return mask
 
 
-def _select_heads(mask: tuple[bool, ...], shared: Any, unshared: Any) -> Any:
+def _check_heads(mask: tuple[bool, ...]) -> None:
     if all(mask):
         raise ValueError(
             "Every parameter is shared, so that there are no heads to weight in "
             "another way: say which are, task_gradients(..., shared=...)."
         )
-    return _select(mask, shared, unshared)
 
 
 def _select(mask: tuple[bool, ...], shared: Any, unshared: Any) -> Any:

@@ -1,6 +1,7 @@
 """Gram products of task gradients, at full precision and in blocks where that pays."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,26 @@ def weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
         weights, rows, cpu=_add_rows, default=_reduce_rows
     )
     return total.astype(rows.dtype)
+
+
+def weighted_sum_of(weights: jax.Array, rows: Sequence[jax.Array]) -> jax.Array:
+    """What `weighted_sum` returns, of few rows that are arrays of their own.
+
+    Args:
+        weights: ``[T]``.
+        rows: T arrays of one shape. One of weight zero may hold NaN.
+
+    Returns:
+        Their weighted sum in the dtype of the rows, summed in float32 or better.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rows = [jnp.array([1.0, 2.0]), jnp.array([jnp.nan, 0.0])]
+        >>> weighted_sum_of(jnp.array([3.0, 0.0]), rows).tolist()
+        [3.0, 6.0]
+    """
+    terms = [_weighted(weights[task], row) for task, row in enumerate(rows)]
+    return functools.reduce(jnp.add, terms).astype(rows[0].dtype)
 
 
 def unit(vector: jax.Array) -> jax.Array:

@@ -112,6 +112,73 @@ def test_stack_holds_the_gradient_of_each_task(mode: Any) -> None:
         )
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_squared_norms_are_the_diagonal_of_the_gramian(mode: Any) -> None:
+    shared = {"trunk": True, "heads": False}
+    gradients = task_gradients(losses_fn, shared=shared, gramian=mode)(PARAMS, X)
+    expected = np.sum(jacobian(PARAMS, ("trunk",)) ** 2, axis=1)
+    np.testing.assert_allclose(gradients.squared_norms(), expected, rtol=1e-5)
+    stacked = gradients.stacked()
+    np.testing.assert_allclose(stacked.squared_norms(), expected, rtol=1e-5)
+
+
+def products(function: Any) -> int:
+    return str(jax.make_jaxpr(function)(PARAMS)).count("dot_general")
+
+
+def test_the_sum_after_the_gramian_costs_no_further_backward_pass() -> None:
+    shared = {"trunk": True, "heads": False}
+    make = task_gradients(losses_fn, shared=shared)
+    other = jnp.array([0.5, -1.0, 3.0])
+
+    def gramian(params: Any) -> Any:
+        return make(params, X).gramian()
+
+    def both(params: Any) -> Any:
+        gradients = make(params, X)
+        return gradients.gramian(), gradients.combine(WEIGHTS, other)
+
+    assert products(both) == products(gramian)
+    found = jax.jit(both)(PARAMS)[1]
+    # On its own it is a backward pass for the trunk and one for the heads.
+    expected = make(PARAMS, X).combine(WEIGHTS, other)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-7), found, expected
+    )
+
+
+def test_a_row_of_weight_zero_does_not_enter_the_sum() -> None:
+    def losses(x: jax.Array) -> dict[str, jax.Array]:
+        return {"good": jnp.sum(x), "bad": jnp.sqrt(jnp.sum(x - 1)) * jnp.inf}
+
+    gradients = task_gradients(losses)(jnp.ones(2))
+    gradients.gramian()
+    assert not np.isfinite(gradients.stack()).all()
+    found = gradients.combine({"good": 2.0, "bad": 0.0})
+    np.testing.assert_array_equal(found, [2.0, 2.0])
+
+
+def test_what_a_branch_computes_stays_in_it() -> None:
+    make = task_gradients(losses_fn)
+
+    def step(params: Any) -> Any:
+        gradients = make(params, X)
+
+        def trace() -> jax.Array:
+            return jnp.trace(gradients.gramian())
+
+        size = jax.lax.cond(X[0, 0] < 100, trace, lambda: jnp.zeros(()))
+        return size, gradients.combine(WEIGHTS)
+
+    with jax.checking_leaks():
+        size, found = jax.jit(step)(PARAMS)
+    np.testing.assert_allclose(size, np.sum(jacobian(PARAMS) ** 2), rtol=1e-5)
+    expected = make(PARAMS, X).combine(WEIGHTS)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-7), found, expected
+    )
+
+
 def test_unshared_parameters_take_their_own_weights() -> None:
     ones = {"a": 1.0, "b": 1.0, "both": 1.0}
     make = task_gradients(losses_fn, shared={"trunk": True, "heads": False})
