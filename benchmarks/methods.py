@@ -1,8 +1,8 @@
 """What a training step costs with each method, relative to plain training.
 
-Trunk 64-512-512, T heads 512-10, batch 256, plain SGD. Ten steps in a row are timed, so
-that what happens on every tenth step counts with a tenth. Gradient-driven methods read
-the Gramian of the trunk, the methods of gradient norms that of its last layer.
+Trunk 64-512-512 by default, T heads 512-10, batch 256, plain SGD. Ten steps in a row
+are timed, so that what happens on every tenth step counts with a tenth. Gradient-driven
+methods read the Gramian of the trunk, methods of gradient norms that of its last layer.
 """
 
 import argparse
@@ -32,7 +32,8 @@ class Method(NamedTuple):
 
     Attributes:
         make: From the names of the tasks to the first link of the optimizer's chain.
-        shared: The beginning of the paths of the parameters whose gradients it reads.
+        shared: The beginning of the paths of the parameters whose gradients it reads,
+            in which "{last}" stands for the number of the last layer of the trunk.
         batches: How many further batches a step supplies.
     """
 
@@ -47,7 +48,7 @@ def _balanced(balancer: Any, **settings: Any) -> Method:
 
 def _primary(factory: Any, **settings: Any) -> Method:
     return Method(
-        lambda names: balance(factory(names[0], **settings), names), "trunk/1"
+        lambda names: balance(factory(names[0], **settings), names), "trunk/{last}"
     )
 
 
@@ -55,7 +56,7 @@ def _in_trunk(path: str) -> bool:
     return path.startswith("trunk")
 
 
-LAST = {"shared": "trunk/1"}
+LAST = {"shared": "trunk/{last}"}
 LOSS_DRIVEN = {
     "dynamic_task_prioritization": Method(dtp_jax.dynamic_task_prioritization),
     "constant": _balanced(balancers.constant(0.7)),
@@ -76,7 +77,7 @@ NORM_DRIVEN = {
     "lr_annealing, every 10": _primary(balancers.lr_annealing, refresh_every=10),
     "ntk, every 10": _balanced(balancers.ntk(refresh_every=10), **LAST),
     "grad_norm, every 10, of the bias": _balanced(
-        balancers.grad_norm(refresh_every=10), shared="trunk/1/b"
+        balancers.grad_norm(refresh_every=10), shared="trunk/{last}/b"
     ),
     "grad_norm": _balanced(balancers.grad_norm(), **LAST),
     "lr_annealing": _primary(balancers.lr_annealing),
@@ -127,14 +128,15 @@ def plain_step(num_tasks: int, batch: Any) -> Callable[[Any, Any], Any]:
 
 
 def method_step(
-    method: Method, num_tasks: int, batch: Any
+    method: Method, num_tasks: int, batch: Any, last: int = len(WIDTHS) - 2
 ) -> tuple[Callable[[Any, Any], Any], Any]:
     """One step of a method, and its optimizer."""
     tx: Any = optax.chain(method.make(_models.names(num_tasks)), optax.sgd(1e-2))
+    beginning = method.shared.format(last=last)
     gradients_of = task_gradients(
         _models.losses_and_kpis,
         has_aux=True,
-        shared=lambda path: path.startswith(method.shared),
+        shared=lambda path: path.startswith(beginning),
     )
 
     def step(params: Any, state: Any) -> Any:
@@ -161,9 +163,15 @@ def flops(step: Callable[[Any, Any], Any], params: Any, state: Any) -> float:
     return counted["flops"]
 
 
-def rows_of(names: Sequence[str], num_tasks: int, rounds: int) -> list[list[str]]:
+def rows_of(
+    names: Sequence[str],
+    num_tasks: int,
+    rounds: int,
+    widths: tuple[int, ...] = WIDTHS,
+) -> list[list[str]]:
     """Measures methods side by side."""
-    params, batch = setting(num_tasks)
+    params, batch = setting(num_tasks, widths)
+    last = len(widths) - 2
 
     def ten(step: Any, state: Any) -> Callable[[], Any]:
         compiled: Any = jax.jit(step).lower(params, state).compile()
@@ -182,7 +190,7 @@ def rows_of(names: Sequence[str], num_tasks: int, rounds: int) -> list[list[str]
     counts = {"plain": flops(plain, params, start)}
     counts["plain again"] = counts["plain"]
     for name in names:
-        step, tx = method_step(METHODS[name], num_tasks, batch)
+        step, tx = method_step(METHODS[name], num_tasks, batch, last)
         state = tx.init(params)
         functions[name] = ten(step, state)
         counts[name] = flops(step, params, state)
@@ -206,9 +214,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tasks", nargs="+", type=int, default=[8])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS)
     args = parser.parse_args(argv)
+    widths = tuple(args.widths)
     for num_tasks in args.tasks:
-        rows = rows_of(args.methods, num_tasks, args.rounds)
+        rows = rows_of(args.methods, num_tasks, args.rounds, widths)
         header = ["method", "T", "ms", "/ plain", "FLOPs / plain"]
         print(table("Whole training steps, means over ten in a row", header, rows))
 
