@@ -10,7 +10,7 @@ from dtp_jax._base import Balancer, gramian_weighting
 from dtp_jax._checks import check_whole
 
 # Up to so many, comparing all pairs of each task's distances takes the least time.
-_MAX_TASKS_FOR_PAIRS = 32
+_MAX_TASKS_FOR_PAIRS = 16
 
 
 def krum_weights(
@@ -129,35 +129,36 @@ def krum(*, num_byzantine: Any, num_selected: Any = 1, squared: Any = True) -> B
 
 def _places(values: jax.Array) -> jax.Array:
     """The place of each in the order of the last axis; of equals the first is first."""
-    # Comparing all pairs takes less time than starting to sort.
-    ours, others = values[..., :, None], values[..., None, :]
-    earlier = jnp.tri(values.shape[-1], k=-1, dtype=bool)
-    return jnp.sum((others < ours) | ((others == ours) & earlier), axis=-1)
+    # Comparing all pairs takes less time than starting to sort, more so with ours on
+    # the last axis, where the sum is over vectors.
+    ours, others = values[..., None, :], values[..., :, None]
+    earlier = ~jnp.tri(values.shape[-1], dtype=bool)
+    return jnp.sum((others < ours) | ((others == ours) & earlier), axis=-2)
 
 
 def _sum_of_smallest(values: jax.Array, count: jax.Array) -> jax.Array:
-    """The sum of the smallest of each row of a matrix, none of them negative."""
+    """The sum of the smallest of each column, none of them negative."""
     if values.shape[0] <= _MAX_TASKS_FOR_PAIRS:
-        return jnp.sum(jnp.where(_places(values) < count, values, 0), axis=-1)
+        return jnp.sum(jnp.where(_places(values.T) < count, values.T, 0), axis=1)
     # Bisection finds the largest of them. On a CPU it takes a tenth of the time of
-    # sorting the rows, and it is exact because floats that are not negative are in the
-    # order of their bits.
+    # sorting the columns, and it is exact because floats that are not negative are in
+    # the order of their bits.
     num_bits = jnp.finfo(values.dtype).bits
     bits = values.view(f"int{num_bits}")
 
     def halve(step: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> Any:
         low, high = bounds
         middle = low + (high - low) // 2
-        enough = jnp.sum(bits <= middle[:, None], axis=1) >= count
+        enough = jnp.sum(bits <= middle, axis=0) >= count
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
-    low = jnp.zeros_like(bits[:, 0])
-    high = jnp.full_like(values[:, 0], jnp.inf).view(bits.dtype)
+    low = jnp.zeros_like(bits[0])
+    high = jnp.full_like(values[0], jnp.inf).view(bits.dtype)
     _, high = jax.lax.fori_loop(0, num_bits - 1, halve, (low, high))
     largest = high.view(values.dtype)
-    below = values < largest[:, None]
-    rest = count - jnp.sum(below, axis=1)
-    return jnp.sum(jnp.where(below, values, 0), axis=1) + rest * largest
+    below = values < largest
+    rest = count - jnp.sum(below, axis=0)
+    return jnp.sum(jnp.where(below, values, 0), axis=0) + rest * largest
 
 
 def _check(num_byzantine: Any, num_selected: Any) -> None:
