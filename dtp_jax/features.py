@@ -1,6 +1,7 @@
 """Gradients of several losses at the level of a shared representation."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 from dtp_jax import linalg
 from dtp_jax._base import layout_of
 from dtp_jax.gradients import (
+    MAX_UNROLLED,
     TaskGradients,
+    in_a_loop,
     one_output,
     split_aux,
     weights_like,
@@ -248,10 +251,15 @@ class _Separate(_FeatureMap):
         def of_features(features: Any) -> Any:
             return self.heads_jvp(zeros, features)
 
-        rows = []
-        for task in range(layout_of(self.losses).num_tasks):
+        def row(task: int) -> Any:
             one_loss, one = one_output(of_features, self.losses, task)
-            rows += jax.linear_transpose(one_loss, self.features.tree())(one)
+            return jax.linear_transpose(one_loss, self.features.tree())(one)[0]
+
+        num_tasks = layout_of(self.losses).num_tasks
+        calls = [functools.partial(row, task) for task in range(num_tasks)]
+        if num_tasks > MAX_UNROLLED:
+            return in_a_loop(calls)
+        rows = [call() for call in calls]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
     def through_heads(self, weights: jax.Array) -> Any:

@@ -21,7 +21,7 @@ GramianMode = Literal["auto", "unrolled", "switch", "vmap", "map", "columns"]
 # a loop over branches is faster than one pass after the other in the program, and takes
 # half the memory. The time to compile either is linear in T, and past the second number
 # it is longer than most runs gain.
-_MAX_UNROLLED = 8
+MAX_UNROLLED = 8
 _MAX_BRANCHES = 64
 
 # A number that no scaling or clipping leaves as it is; see `TaskGradients`.
@@ -565,6 +565,29 @@ def one_output(jvp: Callable[..., Any], losses: Any, task: int) -> tuple[Any, An
     return lambda *args: element(jvp(*args)), jnp.ones_like(element(losses))
 
 
+def in_a_loop(calls: Sequence[Callable[[], Any]]) -> Any:
+    """The results of functions, stacked, one function after the other.
+
+    On CPU this is faster than stacking what they return, from some ten functions on,
+    and takes half the memory.
+
+    Args:
+        calls: Functions without arguments that return pytrees of the same arrays.
+
+    Returns:
+        A pytree like those, each leaf with a new first axis.
+
+    Example:
+        >>> in_a_loop([lambda: 2.0, lambda: 3.0]).tolist()
+        [2.0, 3.0]
+    """
+
+    def call(number: jax.Array) -> Any:
+        return jax.lax.switch(number, calls)
+
+    return jax.lax.map(call, jnp.arange(len(calls)))
+
+
 def check_stacked(stacked: Any, params: Any, num_tasks: int) -> None:
     """Checks that gradients are stacked along a first axis of tasks.
 
@@ -763,13 +786,8 @@ class _Linearized:
             results = map(function, self._rows())
             return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
         if self._mode == "switch":
-            num_tasks = self._layout.num_tasks
-            branches = [
-                functools.partial(self._of_row, function, task)
-                for task in range(num_tasks)
-            ]
-            tasks = jnp.arange(num_tasks)
-            return jax.lax.map(lambda task: jax.lax.switch(task, branches), tasks)
+            tasks = range(self._layout.num_tasks)
+            return in_a_loop([lambda t=t: function(self._row(t)) for t in tasks])
         over_tasks = jax.vmap if self._mode == "vmap" else _mapped
         return over_tasks(lambda unit: function(self.pull(unit)))(self._units())
 
@@ -791,9 +809,6 @@ class _Linearized:
 
         return jax.tree.map(of_leaf, self.treedef.unflatten(self.shared), *rows)
 
-    def _of_row(self, function: Callable[[Any], Any], task: int) -> Any:
-        return function(self._row(task))
-
     def _units(self) -> jax.Array:
         return jnp.eye(self._layout.num_tasks, dtype=self._layout.dtype)
 
@@ -813,7 +828,7 @@ class _Linearized:
         if self.mode != "auto":
             return self.mode
         num_tasks = self._layout.num_tasks
-        if num_tasks <= _MAX_UNROLLED:
+        if num_tasks <= MAX_UNROLLED:
             return "unrolled"
         return "switch" if num_tasks <= _MAX_BRANCHES else "map"
 

@@ -69,6 +69,33 @@ def test_losses_and_gramian_at_the_features(make: Any, jit: bool) -> None:
     np.testing.assert_allclose(gramian, rows @ rows.T, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("num_tasks", [8, 9, 65])
+def test_any_number_of_heads(num_tasks: int) -> None:
+    weights = jax.random.normal(KEYS[0], (num_tasks, 7))
+    targets = jax.random.normal(KEYS[1], (num_tasks, 6))
+
+    def each(params: Any, features: jax.Array) -> list[jax.Array]:
+        return [head(w, features, y) for w, y in zip(params, targets, strict=True)]
+
+    @jax.jit
+    def gramian(params: Any) -> jax.Array:
+        return feature_task_gradients(lambda params: X @ PARAMS["trunk"], each)(
+            params
+        ).gramian()
+
+    @jax.jit
+    def of_params(trunk: Any) -> jax.Array:
+        return task_gradients(lambda trunk: each(weights, X @ trunk))(trunk).gramian()
+
+    features = X @ PARAMS["trunk"]
+    rows = jax.vmap(jax.grad(head, 1), (0, None, 0))(weights, features, targets)
+    flat = rows.reshape(num_tasks, -1)
+    np.testing.assert_allclose(gramian(list(weights)), flat @ flat.T, 1e-4, 1e-5)
+    flat = (X.T @ rows).reshape(num_tasks, -1)
+    found = of_params(PARAMS["trunk"])
+    np.testing.assert_allclose(found, flat @ flat.T, 1e-4, 1e-4)
+
+
 @both
 def test_combine_is_the_gradient_of_the_weighted_sum(make: Any) -> None:
     weights = jnp.array([0.3, 2.0, -1.0])
