@@ -328,7 +328,7 @@ def _print_tables(args: argparse.Namespace) -> None:
         header = ["step", "T", *times, "TorchJD / plain", "dtp_jax / plain", "floor ms"]
         title = (
             "A whole training step\n"
-            "The floor is that of the compiler's FLOPs, a loop's body counted once."
+            "The floor is that of the FLOPs that no way of computing it can save."
         )
         print(table(title, header, rows))
     if "memory" in args.parts:

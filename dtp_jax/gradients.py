@@ -792,7 +792,9 @@ class _Linearized:
         return over_tasks(lambda unit: function(self.pull(unit)))(self._units())
 
     def _rows(self) -> list[Any]:
-        if not self.kept.here():
+        # A sum of many takes long to compile, and is no faster than a backward pass.
+        few = self._layout.num_tasks <= MAX_UNROLLED
+        if not (few and self.kept.here()):
             return self._computed_rows()
         if self.kept.rows is None:
             self.kept.rows = self._computed_rows()
