@@ -68,6 +68,8 @@ bench: .venv/.installed-examples
 	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.methods --widths 64 512 512 512 512 \
+		--methods "grad_norm, every 10" "lr_annealing, every 10" "ntk, every 10"
 	$(BIN)/python -m benchmarks.instance_wise
 
 bench-torchjd: .venv/.installed-torchjd

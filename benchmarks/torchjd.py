@@ -73,6 +73,11 @@ def near_parallel(rng: np.random.Generator, num_tasks: int) -> np.ndarray:
     return 0.02 * rng.normal(size=(num_tasks, size)) + rng.normal(size=size) * signs
 
 
+def graded(rng: np.random.Generator, num_tasks: int) -> np.ndarray:
+    """Rows in T directions, along which they reach from one down to 1e-4."""
+    return rng.normal(size=(num_tasks, num_tasks)) * np.logspace(0, -4, num_tasks)
+
+
 def dependent(rng: np.random.Generator, num_tasks: int) -> np.ndarray:
     """Twice as many rows as dimensions."""
     return rng.normal(size=(num_tasks, max(1, num_tasks // 2)))
@@ -83,6 +88,7 @@ KINDS = {
     "correlated, P = T + 2": correlated,
     "clustered, P = 10 T": clustered,
     "near-parallel, P = 10 T": near_parallel,
+    "graded to 1e-4, P = T": graded,
     "random, P = T / 2": dependent,
 }
 

@@ -299,20 +299,22 @@ def test_passes_through_jit_and_cond() -> None:
     assert not sometimes(PARAMS, False).any()
 
 
-def step(params: Any, x: jax.Array) -> Any:
-    gradients = task_gradients(losses_fn)(params, x)
-    return gradients.combine(WEIGHTS), gradients.gramian()
+def step(params: Any, x: jax.Array, mode: Any = "auto") -> Any:
+    gradients = task_gradients(losses_fn, gramian=mode)(params, x)
+    gramian = gradients.gramian()
+    return gradients.combine(WEIGHTS), gramian
 
 
+@pytest.mark.parametrize("mode", ["auto", "switch"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_the_same_gradient_on_eight_devices(kind: AxisType) -> None:
+def test_the_same_gradient_on_eight_devices(kind: AxisType, mode: str) -> None:
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     x = jax.random.normal(jax.random.key(1), (64, 5))
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
     params = jax.device_put(PARAMS, jax.NamedSharding(mesh, jax.P()))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        jax.jit(step)(params, sharded),
+        jax.jit(step, static_argnums=2)(params, sharded, mode),
         step(PARAMS, x),
     )
 
@@ -332,15 +334,18 @@ def test_stacked_gradients_sharded_on_a_later_axis() -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_combine_inside_shard_map() -> None:
+@pytest.mark.parametrize("mode", ["auto", "switch"])
+def test_combine_inside_shard_map(mode: Any) -> None:
     # The gradient is that of the device's own batch; its mean is the global one.
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     x = jax.random.normal(jax.random.key(1), (64, 5))
 
     def local(params: Any, x: jax.Array) -> Any:
         params = jax.lax.pcast(params, "data", to="varying")
-        gradients = task_gradients(losses_fn)(params, x)
-        return jax.lax.pmean(gradients.combine(WEIGHTS), "data")
+        gradients = task_gradients(losses_fn, gramian=mode)(params, x)
+        size = jnp.trace(gradients.gramian())
+        found = jax.tree.map(lambda g: g + 0 * size, gradients.combine(WEIGHTS))
+        return jax.lax.pmean(found, "data")
 
     specs = (jax.P(), jax.P("data"))
     mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=jax.P())
