@@ -178,8 +178,8 @@ class TaskGradients:
     def squared_norms(self) -> jax.Array:
         """The diagonal of the Gramian, without the rest of it.
 
-        Costs a backward pass per task, as the Gramian does, and no products. Gradients
-        are not held together where the compiler takes them one after the other.
+        Costs a backward pass per task, as the Gramian does, and no products. "switch"
+        and "map" hold one gradient at a time.
 
         Returns:
             ``[T]`` in float32 or better, of the gradients over the shared parameters.
@@ -334,9 +334,9 @@ def task_gradients(
             T. "switch": the same passes as the branches of a loop; the Jacobian is all
             it keeps. "vmap": one backward pass with all tasks as a batch; T times the
             memory of activations. "map": one pass through all heads after the other in
-            a loop, with the memory of "switch" and the shortest program. "columns": one
-            backward pass and its transpose per task in a loop, which never holds the
-            Jacobian; the least memory, and the precision of the model's own products.
+            a loop, the shortest program. "columns": one backward pass and its transpose
+            per task in a loop, which never holds the Jacobian; the least memory, and
+            the precision of the model's own products.
             "auto": "unrolled" up to 8 tasks, "switch" up to 64, "map" above.
 
     Returns:

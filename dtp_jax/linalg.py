@@ -88,8 +88,7 @@ def weighted_sum_of(weights: jax.Array, rows: Sequence[jax.Array]) -> jax.Array:
         >>> weighted_sum_of(jnp.array([3.0, 0.0]), rows).tolist()
         [3.0, 6.0]
     """
-    terms = [_weighted(weights[task], row) for task, row in enumerate(rows)]
-    return _sum(terms).astype(rows[0].dtype)
+    return _sum(weights, rows, range(len(rows))).astype(rows[0].dtype)
 
 
 def unit(vector: jax.Array) -> jax.Array:
@@ -236,7 +235,8 @@ def _weighted(weight: jax.Array, row: jax.Array) -> jax.Array:
     return jnp.where(weight != 0, weight * row.astype(_accumulator(row.dtype)), 0)
 
 
-def _sum(terms: Sequence[jax.Array]) -> jax.Array:
+def _sum(weights: jax.Array, rows: Any, tasks: Sequence[Any]) -> jax.Array:
+    terms = [_weighted(weights[task], rows[task]) for task in tasks]
     return functools.reduce(jnp.add, terms)
 
 
@@ -249,12 +249,9 @@ def _add_rows(weights: jax.Array, rows: jax.Array) -> jax.Array:
     def add(block: jax.Array, total: jax.Array) -> jax.Array:
         first = done + block * _ROWS_AT_ONCE
         tasks = [first + number for number in range(_ROWS_AT_ONCE)]
-        return total + sum_of(tasks)
+        return total + _sum(weights, rows, tasks)
 
-    def sum_of(tasks: Sequence[Any]) -> jax.Array:
-        return _sum([_weighted(weights[task], rows[task]) for task in tasks])
-
-    return jax.lax.fori_loop(0, blocks, add, sum_of(range(done)))
+    return jax.lax.fori_loop(0, blocks, add, _sum(weights, rows, range(done)))
 
 
 def _reduce_rows(weights: jax.Array, rows: jax.Array) -> jax.Array:
