@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks import _models
 from benchmarks._measure import compiled, interleaved, table
-from dtp_jax import linalg, task_gradients
+from dtp_jax import task_gradients
+from dtp_jax._core import linalg
 from dtp_jax.gradients import GramianMode
 
 MODES = [mode for mode in get_args(GramianMode) if mode != "auto"]

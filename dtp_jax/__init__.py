@@ -13,21 +13,21 @@ from dtp_jax import information as information
 from dtp_jax import losses as losses
 from dtp_jax import metrics as metrics
 from dtp_jax import solvers as solvers
-from dtp_jax._balance import BalanceState as BalanceState
-from dtp_jax._balance import balance as balance
-from dtp_jax._base import Balancer as Balancer
-from dtp_jax._clipping import clip_each_task as clip_each_task
-from dtp_jax._prioritization import (
-    dynamic_task_prioritization as dynamic_task_prioritization,
-)
-from dtp_jax.features import feature_task_gradients as feature_task_gradients
+from dtp_jax._core.balancer import Balancer as Balancer
 from dtp_jax.gradients import TaskGradients as TaskGradients
+from dtp_jax.gradients import feature_task_gradients as feature_task_gradients
 from dtp_jax.gradients import task_gradients as task_gradients
 from dtp_jax.kpi import KpiState as KpiState
 from dtp_jax.kpi import combine_losses as combine_losses
 from dtp_jax.kpi import focal_weights as focal_weights
 from dtp_jax.kpi import init_kpis as init_kpis
 from dtp_jax.kpi import update_kpis as update_kpis
+from dtp_jax.links._balance import BalanceState as BalanceState
+from dtp_jax.links._balance import balance as balance
+from dtp_jax.links._clipping import clip_each_task as clip_each_task
+from dtp_jax.links._prioritization import (
+    dynamic_task_prioritization as dynamic_task_prioritization,
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax import linalg
-from dtp_jax._base import layout_of
+from dtp_jax._core import linalg
+from dtp_jax._core.layout import layout_of
 from dtp_jax.gradients import TaskGradients
 
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._base import TaskLayout, layout_of, per_task, task_layout
-from dtp_jax._checks import check_number
+from dtp_jax._core.checks import check_number
+from dtp_jax._core.layout import TaskLayout, layout_of, per_task, task_layout
 
 # Metrics computed in low precision may leave [0, 1] by rounding; more is a mistake.
 _ROUNDING = 1e-6

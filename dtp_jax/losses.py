@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax._checks import check_number
+from dtp_jax._core.checks import check_number
 from dtp_jax.kpi import focal_weights
 
 

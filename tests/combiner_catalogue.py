@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 import dtp_jax
-from dtp_jax._base import stateless_weighting
+from dtp_jax._core.balancer import stateless_weighting
 from tests.toys import balancers
 
 # The types of optax admit no TaskGradients.

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from dtp_jax import TaskGradients
-from dtp_jax._base import layout_of, transformation
+from dtp_jax._core.balancer import transformation
+from dtp_jax._core.layout import layout_of
 from tests import toys
 from tests.catalogue import METHODS, Method
 

@@ -9,7 +9,8 @@ import numpy as np
 
 import dtp_jax
 from dtp_jax import TaskGradients
-from dtp_jax._base import gramian_weighting, layout_of, transformation
+from dtp_jax._core.balancer import gramian_weighting, transformation
+from dtp_jax._core.layout import layout_of
 
 NAMES = ("a", "b", "c", "d")
 

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax import linalg
-from dtp_jax._base import Balancer, required, task_layout
-from dtp_jax._checks import check_number
-from dtp_jax._combiner import Combined, Inputs, combiner, memory_of_rows, weighted
+from dtp_jax._core import linalg
+from dtp_jax._core.balancer import Balancer
+from dtp_jax._core.checks import check_number
+from dtp_jax._core.layout import task_layout
+from dtp_jax._core.reads import required
 from dtp_jax.gradients import Shared, row_norms
+from dtp_jax.links._combiner import Combined, Inputs, combiner, memory_of_rows, weighted
 
 
 class DbMtlState(NamedTuple):

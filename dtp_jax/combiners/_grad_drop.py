@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax._base import Balancer, per_task, required, task_layout
-from dtp_jax._checks import check_number
-from dtp_jax._combiner import Combined, Inputs, combiner, weighted
+from dtp_jax._core.balancer import Balancer
+from dtp_jax._core.checks import check_number
+from dtp_jax._core.layout import per_task, task_layout
+from dtp_jax._core.reads import required
+from dtp_jax.links._combiner import Combined, Inputs, combiner, weighted
 
 # Folded into the key, so that several links of a chain may share one.
 _CONSTANT = 0x6D12

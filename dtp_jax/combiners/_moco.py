@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax import linalg
-from dtp_jax._base import Balancer, task_layout
-from dtp_jax._checks import check_number
-from dtp_jax._combiner import Combined, Inputs, combiner, memory_of_rows, weighted
+from dtp_jax._core import linalg
+from dtp_jax._core.balancer import Balancer
+from dtp_jax._core.checks import check_number
+from dtp_jax._core.layout import task_layout
 from dtp_jax.gradients import Shared
+from dtp_jax.links._combiner import Combined, Inputs, combiner, memory_of_rows, weighted
 
 # The smallest preference, relative to the largest, that still counts for less.
 _MIN_PREFERENCE = 1e-6

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax._base import Balancer, task_layout
-from dtp_jax._checks import check_whole
-from dtp_jax._combiner import Combined, Inputs, combiner
+from dtp_jax._core.balancer import Balancer
+from dtp_jax._core.checks import check_whole
+from dtp_jax._core.layout import task_layout
+from dtp_jax.links._combiner import Combined, Inputs, combiner
 
 
 def trim_and_average(

@@ -1,6 +1,6 @@
 """Solvers of the small convex problems behind the Gramian-driven methods."""
 
-from dtp_jax._quadratic import nonnegative_quadratic as nonnegative_quadratic
+from dtp_jax.solvers._quadratic import nonnegative_quadratic as nonnegative_quadratic
 
 from ._bargaining import NashPoint as NashPoint
 from ._bargaining import fair_equation as fair_equation  # of FairGrad

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax import linalg
-from dtp_jax._checks import check_number
-from dtp_jax._quadratic import cholesky_solve, interior_point
+from dtp_jax._core import linalg
+from dtp_jax._core.checks import check_number
+from dtp_jax.solvers._quadratic import cholesky_solve, interior_point
 
 # Four iterations are usual and a dozen with nearly opposite rows; preferences or norms
 # over many decades take some dozens. What has not settled by this number will not, and

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax import linalg
-from dtp_jax._checks import check_number
+from dtp_jax._core import linalg
+from dtp_jax._core.checks import check_number
 
 # Some six to ten iterations are usual, and forty the most seen in random draws whose
 # rows spread over twelve decades. What has not settled by this number will not, and the

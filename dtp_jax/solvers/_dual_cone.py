@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax import linalg
-from dtp_jax._quadratic import nonnegative_quadratic
+from dtp_jax._core import linalg
+from dtp_jax.solvers._quadratic import nonnegative_quadratic
 
 
 class DualConePoint(NamedTuple):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax import linalg
+from dtp_jax._core import linalg
 
 # The pivots of a factorization from which on the correlations count as regular, and no
 # eigenvalues are needed.

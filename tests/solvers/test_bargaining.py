@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax import linalg
+from dtp_jax._core import linalg
 from dtp_jax.solvers import _bargaining, min_norm_point
 from dtp_jax.solvers._bargaining import NashPoint, fair_equation, nash_equation
 

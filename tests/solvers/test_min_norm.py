@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax import linalg
+from dtp_jax._core import linalg
 from dtp_jax.solvers import MinNormPoint, min_norm_point
 
 solve = jax.jit(min_norm_point)

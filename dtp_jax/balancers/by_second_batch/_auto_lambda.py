@@ -1,0 +1,161 @@
+"""Auto-lambda: weights that descend on the loss of a validation batch."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dtp_jax._core.balancer import Balancer, nonzero, transformation
+from dtp_jax._core.checks import check_number
+from dtp_jax._core.layout import TaskLayout, layout_of
+from dtp_jax._core.reads import required
+
+
+class AutoLambdaState(NamedTuple):
+    """State of `auto_lambda`."""
+
+    meta_weights: jax.Array  # [T], before preferences
+    optimizer: Any  # the state of the inner optimizer
+
+
+def auto_lambda(
+    learning_rate: jax.typing.ArrayLike,
+    *,
+    primary: Sequence[str | int] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    init_value: jax.typing.ArrayLike = 0.1,
+    min_weight: jax.typing.ArrayLike | None = None,
+) -> Balancer:
+    """Learns the weights by what a step would do to the losses of another batch.
+
+    After the step ``params - learning_rate * sum_t w_t g_t`` the validation loss of the
+    primary tasks, ``V = sum_{t primary} L_t``, has the derivative ``-learning_rate
+    <grad V, g_t>`` in ``w_t``, and the weights follow it::
+
+        w <- optimizer(w, gradient = -learning_rate * <grad V(virtual), g>)
+
+    So a task gains weight while its gradient points where the primary tasks improve on
+    data that it was not computed from. The weights of a step have already moved.
+
+    `update` needs the extra argument `second_task_gradients`, a `TaskGradients` of a
+    validation batch. Where it is taken decides what is computed::
+
+        at the virtual parameters      the exact derivative, the paper's rule
+        at the current parameters      the same up to a term in learning_rate^2
+
+    The virtual parameters are ``params - learning_rate * g``, where ``g =
+    gradients.combine(optax.tree.get(opt_state, "meta_weights"))`` uses the weights
+    before the step; that costs a backward pass. The rest costs one backward pass of the
+    validation batch and one forward derivative of the losses, whatever T: no Gramian,
+    and no finite differences. It goes over all parameters, heads included.
+
+    Preferences multiply the weights; a task that is not active keeps its meta-weight
+    and does not count as primary. A derivative that is not finite counts as zero.
+
+    Args:
+        learning_rate: Of the virtual step, that of your optimizer. Adam makes the
+            weights independent of it, unless the derivatives are tiny.
+        primary: The tasks that matter, by name or position; None for all.
+        optimizer: Moves the weights; Adam at the authors' rate of 1e-4 by default.
+        init_value: The weights at the start.
+        min_weight: A lower bound; None lets weights turn negative, as in the paper,
+            which undoes what a harmful task has taught.
+
+    Returns:
+        A balancer.
+
+    Raises:
+        ValueError: If a number is out of range or `primary` no list of tasks; from
+            `update`, if there are no gradients of either batch.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from dtp_jax import TaskGradients
+        >>> balancer = auto_lambda(1.0, primary=[0], optimizer=optax.sgd(0.1))
+        >>> batch = TaskGradients.from_stacked(jnp.array([[1.0, 0.0], [1.0, 3.0]]))
+        >>> other = TaskGradients.from_stacked(jnp.array([[2.0, 1.0], [0.0, 7.0]]))
+        >>> ones = jnp.ones(2)
+        >>> weights, _ = balancer.update(
+        ...     ones, balancer.init(ones), task_gradients=batch,
+        ...     second_task_gradients=other,
+        ... )
+        >>> [round(weight, 4) for weight in weights.tolist()]  # 0.1 + 0.1 (2, 5)
+        [0.3, 0.6]
+
+    References:
+        Liu, James, Davison, Johns, "Auto-Lambda: Disentangling Dynamic Task
+        Relationships", TMLR 2022. On a fixed sequence of gradients the weights agree to
+        rounding with the derivative of the paper's meta-loss. The authors take the
+        inner product by a finite difference of the losses, and their virtual step has
+        the momentum and weight decay of their SGD: put these into the virtual
+        parameters. Heads:
+        ``balance(..., heads="weights")``.
+    """
+    check_number("learning_rate", learning_rate, low=0, open_low=True)
+    check_number("min_weight", min_weight)
+    inner = optax.adam(1e-4) if optimizer is None else optimizer
+
+    def init(params: Any) -> AutoLambdaState:
+        layout = layout_of(params)
+        _is_primary(primary, layout)
+        start = jnp.full((layout.num_tasks,), init_value, layout.dtype)
+        return AutoLambdaState(start, inner.init(start))
+
+    def update(
+        updates: Any,
+        state: AutoLambdaState,
+        params: Any = None,
+        *,
+        task_gradients: Any = None,
+        second_task_gradients: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, AutoLambdaState]:
+        del params, extra_args
+        how = "wrap the balancer in dtp_jax.balance, or pass task_gradients= to update"
+        first = required(task_gradients, "task_gradients", "auto_lambda", how)
+        how = "pass the TaskGradients of a validation batch to update"
+        name = "second_task_gradients"
+        second = required(second_task_gradients, name, "auto_lambda", how)
+        layout = layout_of(updates)
+        preferences = layout.vector("preferences", updates)
+        active = preferences > 0
+        counted = (active & _is_primary(primary, layout)).astype(layout.dtype)
+
+        # The combination is linear in the weights, so that its transpose takes the
+        # inner products with all gradients at once.
+        _, transpose = jax.vjp(first.combine, jnp.ones_like(counted))
+        (products,) = transpose(second.combine(counted))
+        products = jax.lax.stop_gradient(products)
+        known = active & jnp.isfinite(products)
+        slope = jnp.where(known, -(learning_rate * products), 0).astype(layout.dtype)
+        step, new = inner.update(slope, state.optimizer, state.meta_weights)
+        moved = jnp.asarray(optax.apply_updates(state.meta_weights, step))
+        if min_weight is not None:
+            moved = jnp.maximum(moved, min_weight)
+        moved = jnp.where(active, moved, state.meta_weights)
+        weights = nonzero(preferences * moved, preferences)
+        return layout.tree(weights), AutoLambdaState(moved, new)
+
+    return transformation(init, update)
+
+
+def _is_primary(primary: Sequence[str | int] | None, layout: TaskLayout) -> jax.Array:
+    """``[T]``, which tasks are."""
+    names = layout.names
+    tasks = range(len(names)) if primary is None else primary
+    if isinstance(tasks, str) or not len(tasks):
+        raise ValueError(f"primary must be a list of tasks, got {primary!r}.")
+    found = []
+    for task in tasks:
+        if isinstance(task, str) and task in names:
+            found.append(names.index(task))
+        elif not isinstance(task, (str, bool)) and 0 <= task < len(names):
+            found.append(int(task))
+        else:
+            raise ValueError(
+                f"primary names the unknown task {task!r}. The tasks are "
+                f"{', '.join(names)}."
+            )
+    return jnp.zeros((len(names),), bool).at[jnp.array(found)].set(True)

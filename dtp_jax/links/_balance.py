@@ -1,0 +1,132 @@
+"""The link from a balancer on losses to an optimizer on parameters."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dtp_jax._core.balancer import Balancer, checked_balancer, transformation
+from dtp_jax._core.layout import task_layout
+from dtp_jax.links._step import check_state, gradients_of, read_step
+
+Heads = Literal["weights", "preferences"]
+
+
+class BalanceState(NamedTuple):
+    """State of `balance`."""
+
+    task_weights: Any  # the weights of the last step, a pytree like the tasks
+    preferences: Any  # the state of the balancer that ran first
+    balancer: Any  # the state of the balancer
+
+
+def balance(
+    balancer: optax.GradientTransformation,
+    tasks: Any,
+    *,
+    preferences: optax.GradientTransformation | None = None,
+    heads: Heads = "weights",
+) -> Balancer:
+    """Turns a balancer into a link of an optimizer's chain.
+
+    The link takes the gradients of T tasks and returns one gradient, that of
+    ``sum_t w_t L_t`` with the weights that the balancer chose. Put it first:
+    ``optax.chain(balance(...), optax.clip_by_global_norm(1.0), optax.adam(1e-3))``.
+    Clipping or momentum before it would act on something else than a gradient;
+    `optax.MultiSteps`, `optax.apply_if_finite` and the like go after it, not around.
+
+    Its `update` takes a `TaskGradients`, or a pytree like the parameters with leaves
+    ``[T, *param]`` (then `params` is required, and ``losses=`` where a method reads
+    them), and these extra arguments:
+
+    * ``kpis``: a pytree like the tasks; None or NaN means "not observed";
+    * ``task_mask``: booleans like the tasks; a task that is False has no influence on
+      this step: its weight is zero and its KPI counts as not observed;
+    * what else the balancer asks for, such as ``key``.
+
+    A task whose loss is not finite is treated like a masked one, and so is one whose
+    stacked gradient is not. With a `TaskGradients` of `task_gradients` all tasks share
+    one backward pass, in which zero times NaN may still reach shared parameters: chain
+    `optax.apply_if_finite` after this link to drop such a step.
+
+    Args:
+        balancer: A balancer, or an optax chain of balancers and transformations.
+        tasks: Names, for losses given as ``{name: scalar}``; an int T, for losses given
+            as one [T] array; or an example pytree of the losses. The weights are
+            float64 if the example is, else float32.
+        preferences: A balancer that runs first. Its weights are the preferences that
+            `balancer` starts from, in place of ones.
+        heads: What the parameters outside of `shared` (see `task_gradients`) get:
+            "weights", the final weights; "preferences", the preferences only, which are
+            the unscaled gradients that several papers ask for. A curriculum belongs in
+            `preferences` then: one inside `balancer` stops the shared parameters from
+            learning a task, but not its head.
+
+    Returns:
+        A gradient transformation whose state holds ``task_weights``:
+        ``optax.tree.get(opt_state, "task_weights")``.
+
+    Raises:
+        ValueError: If `tasks` or `heads` cannot be read; from `update`, if losses,
+            gradients, KPIs or a restored state do not match the tasks.
+        TypeError: If `balancer` is not a balancer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dtp_jax import balancers, task_gradients
+        >>> def losses_fn(params):
+        ...     return {"a": jnp.sum(params**2), "b": jnp.sum(params)}
+        >>> params = jnp.ones(2)
+        >>> tx = balance(balancers.focal(gamma=0.0), ["a", "b"])
+        >>> gradients = task_gradients(losses_fn)(params)
+        >>> kpis = {"a": 1.0, "b": 0.5}
+        >>> updates, _ = tx.update(gradients, tx.init(params), params, kpis=kpis)
+        >>> [round(update, 4) for update in updates.tolist()]
+        [0.6931, 0.6931]
+    """
+    layout = task_layout(tasks)
+    balancer = checked_balancer("balancer", balancer)
+    first = checked_balancer(
+        "preferences", optax.identity() if preferences is None else preferences
+    )
+    if heads not in get_args(Heads):
+        raise ValueError(f"heads must be 'weights' or 'preferences', got {heads!r}.")
+
+    def init(params: Any) -> BalanceState:
+        del params
+        zeros = layout.full(0.0)
+        return BalanceState(layout.full(1.0), first.init(zeros), balancer.init(zeros))
+
+    def update(
+        updates: Any,
+        state: BalanceState,
+        params: Any = None,
+        *,
+        losses: Any = None,
+        kpis: Any = None,
+        task_mask: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, BalanceState]:
+        check_state(state, jax.eval_shape(init, None), layout)
+        step = read_step(
+            gradients_of(updates, params, layout),
+            layout,
+            losses=losses,
+            kpis=kpis,
+            task_mask=task_mask,
+            extra_args=extra_args,
+        )
+        wanted, first_state = step.run(first, step.preferences(), state.preferences)
+        weights, balancer_state = step.run(balancer, wanted, state.balancer)
+        weights = jax.lax.stop_gradient(weights)
+        # Gradients that a schedule scaled before this link have no meaning.
+        vector = layout.vector("weights", weights)
+        vector = jnp.where(step.gradients.untouched(), vector, jnp.nan)
+        unscaled = None
+        if heads == "preferences":
+            unscaled = layout.vector("preferences", wanted)
+        combined = step.gradients.combine(vector, unscaled)
+        return combined, BalanceState(weights, first_state, balancer_state)
+
+    return transformation(init, update)
