@@ -22,12 +22,14 @@ from dtp_jax.kpi import combine_losses as combine_losses
 from dtp_jax.kpi import focal_weights as focal_weights
 from dtp_jax.kpi import init_kpis as init_kpis
 from dtp_jax.kpi import update_kpis as update_kpis
-from dtp_jax.links._balance import BalanceState as BalanceState
-from dtp_jax.links._balance import balance as balance
-from dtp_jax.links._clipping import clip_each_task as clip_each_task
-from dtp_jax.links._prioritization import (
+from dtp_jax.links import BalanceState as BalanceState
+from dtp_jax.links import balance as balance
+from dtp_jax.links import clip_each_task as clip_each_task
+from dtp_jax.links import (
     dynamic_task_prioritization as dynamic_task_prioritization,
 )
+
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,25 +1,15 @@
-"""Boxes with uncertain corners: overlap, regression targets, KL loss, variance voting.
-
-A box is ``[..., 4]``: ``x1, y1, x2, y2`` with ``x1 <= x2`` and ``y1 <= y2``. A box that
-is inverted along an axis (``x2 < x1``) has no area, like one whose corners coincide.
-All functions compute, and answer, in float32, or in float64 when given it.
-"""
+"""Non-maximum suppression with variance voting."""
 
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import ArrayLike
 
-from dtp_jax._core.checks import check_last_axis, check_number, check_whole
+from dtp_jax._core.checks import check_number, check_whole
 
-# Lengths below this, and areas below this share of the enclosing box, count as zero.
-# The steepest gradient is then the product of their inverses, 1e36, which is finite.
-_NEGLIGIBLE = 1e-18
-
-# An anchor side this short cannot be divided by, not even squared in a gradient.
-_SHORTEST_ANCHOR_SIDE = 1e-12
+from ._inputs import as_boxes, as_floats
+from ._overlap import iou
 
 
 class VotedBoxes(NamedTuple):
@@ -29,271 +19,6 @@ class VotedBoxes(NamedTuple):
     scores: jax.Array  # [K], falling, zeros where not valid
     indices: jax.Array  # [K], int32, the input box each one was, -1 where not valid
     valid: jax.Array  # [K], bool
-
-
-def iou(boxes_a: ArrayLike, boxes_b: ArrayLike) -> jax.Array:
-    """Intersection over union of pairs of boxes.
-
-    Computes ``|A n B| / |A u B|``. Where neither box has an area the ratio is 0 / 0 and
-    the answer is 0, also for two identical boxes: what has no area overlaps nothing.
-    Value and gradient are finite for all finite boxes whose differences are; NaN or
-    infinity in a pair makes its answer NaN. A box without area has next to no gradient.
-
-    Args:
-        boxes_a: Boxes, ``[..., 4]``.
-        boxes_b: Boxes, ``[..., 4]``. The leading axes broadcast: pass ``a[:, None]``
-            and ``b`` for all pairs, ``[N, M]``.
-
-    Returns:
-        ``[...]``, in [0, 1].
-
-    Raises:
-        ValueError: If a last axis is not of size 4.
-
-    Example:
-        Two squares of area 4 share 1, so their union is 7.
-
-        >>> a, b = jnp.array([0.0, 0.0, 2.0, 2.0]), jnp.array([1.0, 1.0, 3.0, 3.0])
-        >>> round(7 * float(iou(a, b)), 5)
-        1.0
-    """
-    intersection, union, _ = _relative_areas(boxes_a, boxes_b)
-    return _ratio(intersection, union)
-
-
-def giou(boxes_a: ArrayLike, boxes_b: ArrayLike) -> jax.Array:
-    """Generalized intersection over union, which also grades boxes that do not overlap.
-
-    Computes ``IoU - (|C| - |A u B|) / |C|``, where C is the smallest box around all the
-    corners of A and B. The loss is ``1 - giou``, in [0, 2]. Both ratios are 0 where
-    they are 0 / 0: two identical boxes without area score 0 (loss 1), two different
-    points -1. Value and gradient are finite as for `iou`.
-
-    Args:
-        boxes_a: Boxes, ``[..., 4]``.
-        boxes_b: Boxes, ``[..., 4]``; the leading axes broadcast.
-
-    Returns:
-        ``[...]``, in [-1, 1].
-
-    Raises:
-        ValueError: If a last axis is not of size 4.
-
-    Example:
-        Two unit squares at opposite corners of a box of area 4: ``0 - (4 - 2) / 4``.
-
-        >>> a, b = jnp.array([0.0, 0.0, 1.0, 1.0]), jnp.array([1.0, 1.0, 2.0, 2.0])
-        >>> float(giou(a, b))
-        -0.5
-
-    References:
-        Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, alg. 1.
-    """
-    intersection, union, enclosure = _relative_areas(boxes_a, boxes_b)
-    return _ratio(intersection, union) - _ratio(enclosure - union, enclosure)
-
-
-def encode(boxes: ArrayLike, anchors: ArrayLike) -> jax.Array:
-    """Offsets of the corners of boxes from those of anchors, in sizes of the anchor.
-
-    Computes ``t_x1 = (x1 - x1_anchor) / w``, and likewise for ``y1`` (with ``h``),
-    ``x2`` and ``y2``. An anchor side that is not above 1e-12 counts as 1, so that
-    `decode` stays the inverse and nothing is divided by zero. There are no extra
-    weights and widths are ``x2 - x1`` (the authors' code multiplies by 10 and adds one
-    pixel).
-
-    Args:
-        boxes: Boxes, ``[..., 4]``.
-        anchors: Anchors or proposals, ``[..., 4]``; the leading axes broadcast.
-
-    Returns:
-        Offsets, ``[..., 4]``.
-
-    Raises:
-        ValueError: If a last axis is not of size 4.
-
-    Example:
-        >>> anchor = jnp.array([0.0, 0.0, 10.0, 4.0])
-        >>> print(encode(jnp.array([1.0, 2.0, 9.0, 4.0]), anchor))
-        [ 0.1  0.5 -0.1  0. ]
-
-    References:
-        He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.1.
-    """
-    boxes = _as_boxes("boxes", boxes)
-    anchors = _as_boxes("anchors", anchors)
-    return (boxes - anchors) / _anchor_sides(anchors)
-
-
-def decode(offsets: ArrayLike, anchors: ArrayLike) -> jax.Array:
-    """Boxes from the offsets of their corners: the inverse of `encode`.
-
-    Computes ``x1 = x1_anchor + t_x1 w``, and likewise for the other corners. Offsets of
-    a large network error may give inverted boxes, which have no area.
-
-    Args:
-        offsets: Offsets, ``[..., 4]``, in sizes of the anchor.
-        anchors: Anchors or proposals, ``[..., 4]``; the leading axes broadcast.
-
-    Returns:
-        Boxes, ``[..., 4]``.
-
-    Raises:
-        ValueError: If a last axis is not of size 4.
-
-    Example:
-        >>> anchor = jnp.array([0.0, 0.0, 10.0, 4.0])
-        >>> print(decode(jnp.array([0.5, 0.5, 0.0, 1.0]), anchor))
-        [ 5.  2. 10.  8.]
-
-    References:
-        He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.1.
-    """
-    offsets = _as_boxes("offsets", offsets)
-    anchors = _as_boxes("anchors", anchors)
-    return anchors + offsets * _anchor_sides(anchors)
-
-
-def kl_loss(
-    prediction: ArrayLike,
-    target: ArrayLike,
-    log_variance: ArrayLike,
-    *,
-    log_variance_min: ArrayLike = -10.0,
-    log_variance_max: ArrayLike = 10.0,
-) -> jax.Array:
-    """Regression loss of a Gaussian coordinate with predicted variance, per coordinate.
-
-    Computes ``exp(-alpha) huber(prediction - target) + alpha / 2``, where ``alpha`` is
-    the log-variance, and ``huber(e)`` is ``e^2 / 2`` for ``|e| <= 1`` and
-    ``|e| - 1 / 2`` beyond. For small errors it is the KL divergence from the target (a
-    point mass) to ``N(prediction, exp(alpha))``, less its constants; with ``alpha = 0``
-    it is smooth-L1.
-
-    In ``alpha`` the loss is unbounded below as the error vanishes, so ``alpha`` is
-    clamped (the paper does not say). Outside the interval the loss is that of the
-    nearest end plus half the distance to it: the gradient there has size 1/2 and points
-    back inside, so that no log-variance can get stuck or drift away.
-
-    Args:
-        prediction: Offsets, ``[..., 4]``, as `encode` makes them.
-        target: Offsets, ``[..., 4]``.
-        log_variance: Log-variances of the offsets, ``[..., 4]``. The standard deviation
-            is ``exp(log_variance / 2)``.
-        log_variance_min: Lower end of the interval that is used as it is.
-        log_variance_max: Upper end.
-
-    Returns:
-        Losses, ``[..., 4]``, may be negative. The paper sums them over the coordinates
-        and averages over the boxes.
-
-    Raises:
-        ValueError: If a last axis is not of size 4, or the interval is empty.
-
-    Example:
-        An error of 2, at variance 1 and at its best variance, ``2 huber = 3``: there
-        the loss is ``(1 + log 3) / 2``.
-
-        >>> error, zeros = jnp.full(4, 2.0), jnp.zeros(4)
-        >>> print(kl_loss(error, zeros, zeros))
-        [1.5 1.5 1.5 1.5]
-        >>> round(float(kl_loss(error, zeros, jnp.full(4, jnp.log(3)))[0]), 4)
-        1.0493
-
-    References:
-        He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.2.
-    """
-    check_number("log_variance_min", log_variance_min)
-    check_number("log_variance_max", log_variance_max)
-    if isinstance(log_variance_min, (int, float)):
-        check_number("log_variance_max", log_variance_max, low=log_variance_min)
-    prediction = _as_boxes("prediction", prediction)
-    target = _as_boxes("target", target)
-    log_variance = _as_boxes("log_variance", log_variance)
-    inside = jnp.clip(log_variance, log_variance_min, log_variance_max)
-    outside = jnp.abs(log_variance - inside)
-    error = optax.losses.huber_loss(prediction, target, delta=1.0)
-    return jnp.exp(-inside) * error + 0.5 * (inside + outside)
-
-
-def bounded_iou_loss(
-    prediction: ArrayLike,
-    target: ArrayLike,
-    *,
-    beta: ArrayLike = 0.2,
-    eps: ArrayLike = 1e-3,
-) -> jax.Array:
-    """Grades offset and size along each axis by what they alone cost in IoU.
-
-    With d the distance of the centres along an axis and w, w_t the two lengths, the
-    offset has the grade ``max(0, (w_t - 2 d) / (w_t + 2 d))`` and the size ``min(w /
-    w_t, w_t / w)``, the IoU of boxes that differ in this size only. The loss is
-    ``huber(1 - grade)`` of each, where ``huber(c)`` is ``c^2 / (2 beta)`` below beta
-    and ``c - beta / 2`` beyond. No derivative flows into the target. Where the distance
-    exceeds half of ``w_t`` the grade of the offset is 0, without slope.
-
-    Args:
-        prediction: Boxes, ``[..., 4]``. Inverted ones have length zero.
-        target: Boxes, ``[..., 4]``.
-        beta: Where the loss turns from square to linear, in (0, 1].
-        eps: Added to the denominators, in the units of the boxes, above 0.
-
-    Returns:
-        ``[..., 4]`` in [0, 1 - beta / 2], for x, y, width and height.
-
-    Raises:
-        ValueError: If a last axis is not of size 4, or a number is out of its range.
-
-    Example:
-        Half the width at the same centre: the grade is 1/2, ``0.5 - 0.2 / 2 = 0.4``.
-
-        >>> wide = jnp.array([0.0, 0.0, 4.0, 2.0])
-        >>> half = jnp.array([1.0, 0.0, 3.0, 2.0])
-        >>> [round(x, 2) for x in bounded_iou_loss(half, wide).tolist()]
-        [0.0, 0.0, 0.4, 0.0]
-
-    References:
-        Tychsen-Smith and Petersson, "Improving Object Localization with Fitness NMS and
-        Bounded IoU Loss", CVPR 2018; the formula is that of public implementations.
-    """
-    check_number("beta", beta, low=0, high=1, open_low=True)
-    check_number("eps", eps, low=0, open_low=True)
-    box = _as_boxes("prediction", prediction)
-    goal = jax.lax.stop_gradient(_as_boxes("target", target))
-    size = jnp.maximum(box[..., 2:] - box[..., :2], 0)
-    goal_size = jnp.maximum(goal[..., 2:] - goal[..., :2], 0)
-    # Twice the distance of the centres.
-    apart = jnp.abs(box[..., 2:] + box[..., :2] - goal[..., 2:] - goal[..., :2])
-    of_center = jnp.maximum((goal_size - apart) / (goal_size + apart + eps), 0)
-    of_size = jnp.minimum(goal_size / (size + eps), size / (goal_size + eps))
-    cost = 1 - jnp.concatenate([of_center, of_size], axis=-1)
-    return jnp.where(cost < beta, cost**2 / (2 * beta), cost - beta / 2)
-
-
-def log_variance_init(stddev: float = 1e-4) -> jax.nn.initializers.Initializer:
-    """Initializer of the weights of a log-variance head, next to a bias of zeros.
-
-    Draws from ``N(0, stddev^2)``, so that training starts as smooth-L1 regression.
-
-    Args:
-        stddev: Standard deviation of the weights.
-
-    Returns:
-        A function ``(key, shape, dtype) -> weights`` for ``kernel_init`` and the like.
-
-    Raises:
-        ValueError: If `stddev` is negative.
-
-    Example:
-        >>> weights = log_variance_init()(jax.random.key(0), (256, 4), jnp.float32)
-        >>> bool(jnp.max(jnp.abs(weights)) < 1e-3)
-        True
-
-    References:
-        He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.2.
-    """
-    check_number("stddev", stddev, low=0)
-    return jax.nn.initializers.normal(stddev)
 
 
 def variance_voting(
@@ -381,9 +106,9 @@ def variance_voting(
     check_whole("max_outputs", max_outputs, low=1)
     if voters not in ("all", "remaining"):
         raise ValueError(f'voters must be "all" or "remaining", got {voters!r}.')
-    boxes = _as_boxes("boxes", boxes)
-    variances = _as_boxes("variances", variances)
-    scores = _as_floats(scores)
+    boxes = as_boxes("boxes", boxes)
+    variances = as_boxes("variances", variances)
+    scores = as_floats(scores)
     mask = jnp.ones(scores.shape, bool) if mask is None else jnp.asarray(mask, bool)
     num_boxes = boxes.shape[0]
     shapes = boxes.shape, scores.shape, variances.shape, mask.shape
@@ -437,52 +162,3 @@ def variance_voting(
 
     state = scores, usable & (scores >= score_threshold)
     return jax.lax.scan(select, state, length=num_outputs)[1]
-
-
-def _relative_areas(boxes_a, boxes_b) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Areas of intersection, union and enclosing box, relative to the last one."""
-    a = _as_boxes("boxes_a", boxes_a)
-    b = _as_boxes("boxes_b", boxes_b)
-    low_a, high_a, low_b, high_b = a[..., :2], a[..., 2:], b[..., :2], b[..., 2:]
-    top = jnp.maximum(jnp.maximum(low_a, high_a), jnp.maximum(low_b, high_b))
-    bottom = jnp.minimum(jnp.minimum(low_a, high_a), jnp.minimum(low_b, high_b))
-    enclosing = top - bottom
-    # Ratios of areas do not change when an axis is scaled: with a constant scale
-    # neither do their gradients, and no area over- or underflows. Lengths along an axis
-    # without extent become zero, and so does the gradient along it.
-    side = jax.lax.stop_gradient(enclosing)
-    side = jnp.where(side <= _NEGLIGIBLE, jnp.inf, side)
-
-    def area(lengths):
-        lengths = jnp.maximum(lengths, 0) / side
-        return lengths[..., 0] * lengths[..., 1]
-
-    intersection = area(jnp.minimum(high_a, high_b) - jnp.maximum(low_a, low_b))
-    union = area(high_a - low_a) + area(high_b - low_b) - intersection
-    return intersection, union, area(enclosing)
-
-
-def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """A quotient that is 0 where the denominator is, with a gradient to match."""
-    empty = denominator <= _NEGLIGIBLE
-    safe = jnp.where(empty, 1, denominator)
-    # Dividing both by a constant keeps the square of a small denominator, which
-    # underflows, out of the gradient.
-    scale = jax.lax.stop_gradient(safe)
-    return jnp.where(empty, 0, (numerator / scale) / (safe / scale))
-
-
-def _anchor_sides(anchors: jax.Array) -> jax.Array:
-    sides = anchors[..., 2:] - anchors[..., :2]
-    sides = jnp.where(sides <= _SHORTEST_ANCHOR_SIDE, 1, sides)
-    return jnp.concatenate([sides, sides], axis=-1)
-
-
-def _as_boxes(name: str, array: ArrayLike) -> jax.Array:
-    check_last_axis(name, array, 4)
-    return _as_floats(array)
-
-
-def _as_floats(array: ArrayLike) -> jax.Array:
-    array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -10,14 +10,9 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.layout import layout_of
-from dtp_jax.gradients import (
-    MAX_UNROLLED,
-    TaskGradients,
-    in_a_loop,
-    one_output,
-    split_aux,
-    weights_like,
-)
+
+from ._linearized import MAX_UNROLLED, in_a_loop, one_output, split_aux, weights_like
+from ._task_gradients import TaskGradients
 
 
 def feature_task_gradients(

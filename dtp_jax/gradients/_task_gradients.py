@@ -1,62 +1,21 @@
 """Gradients of several losses at once, computed only as far as a method needs them."""
 
-import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import get_opaque_trace_state
 
 from dtp_jax._core import linalg
 from dtp_jax._core.layout import TaskLayout, layout_of
 
-# How the rows of the Jacobian are computed; see `task_gradients`.
-GramianMode = Literal["auto", "unrolled", "switch", "vmap", "map", "columns"]
-
-# Measured on a CPU of two cores (`make bench`). Up to the first number of tasks, their
-# gradients stay in memory until they are summed, which saves a backward pass. Beyond it
-# a loop over branches is faster than one pass after the other in the program, and takes
-# half the memory. The time to compile either is linear in T, and past the second number
-# it is longer than most runs gain.
-MAX_UNROLLED = 8
-_MAX_BRANCHES = 64
+from ._linearized import GramianMode, Linearized, LinearMap, split_aux
+from ._shared import Shared, shared_mask
+from ._stacked import Stacked, check_stacked
 
 # A number that no scaling or clipping leaves as it is; see `TaskGradients`.
 _SEAL = 77
-
-# Which parameters count: None for all, a predicate on their path ("trunk/w"), or a
-# pytree of booleans that is the parameters' structure or a prefix of it.
-Shared = Callable[[str], bool] | Any
-
-
-class LinearMap(Protocol):
-    """What a `TaskGradients` knows of the Jacobian of the losses."""
-
-    def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
-        """The gradient of the sum of the losses times ``weights``, ``[T]``.
-
-        Parameters that are not shared take the weights `unshared` if given.
-        """
-        ...
-
-    def stack(self) -> Any:
-        """The Jacobian, each leaf ``[T, *param]``."""
-        ...
-
-    def gramian(self) -> jax.Array:
-        """``[T, T]`` inner products over the shared parameters."""
-        ...
-
-    def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
-        """A function of the shared leaves of each row, its results stacked."""
-        ...
-
-    def finite(self) -> jax.Array | None:
-        """``[T]``, which rows are finite; None if that would cost a backward pass."""
-        ...
 
 
 @jax.tree_util.register_pytree_node_class
@@ -117,7 +76,7 @@ class TaskGradients:
                     "gradient for each task along the first axis."
                 )
         mask = shared_mask(shared, stacked)
-        return cls(losses, _Stacked(jax.tree.map(jnp.asarray, stacked), mask))
+        return cls(losses, Stacked(jax.tree.map(jnp.asarray, stacked), mask))
 
     @property
     def num_tasks(self) -> int:
@@ -224,16 +183,16 @@ class TaskGradients:
             >>> gradients.stacked(-gradients.stack()).gramian().tolist()
             [[4.0, 6.0], [6.0, 9.0]]
         """
-        if rows is None and isinstance(self._map, _Stacked):
+        if rows is None and isinstance(self._map, Stacked):
             return self
-        linear_map = _Stacked(self.stack() if rows is None else rows, self.shared)
+        linear_map = Stacked(self.stack() if rows is None else rows, self.shared)
         # The seal goes along: what was scaled before stays known.
         return self.tree_unflatten(None, (self.losses, linear_map, self._seal))
 
     @property
     def shared(self) -> tuple[bool, ...]:
         """Which parameters are shared, in the order of `jax.tree.leaves`."""
-        if isinstance(self._map, (_Linearized, _Stacked)):
+        if isinstance(self._map, (Linearized, Stacked)):
             return self._map.shared
         # Other maps take the Gramian over something else than parameters.
         return (True,) * len(jax.tree.leaves(jax.eval_shape(self.stack)))
@@ -255,7 +214,7 @@ class TaskGradients:
         Raises:
             ValueError: If a leaf is not ``[T, *param]``, naming it.
         """
-        if isinstance(self._map, _Stacked):
+        if isinstance(self._map, Stacked):
             check_stacked(self._map.jacobian, params, self.num_tasks)
 
     def untouched(self) -> jax.Array:
@@ -387,7 +346,7 @@ def task_gradients(
                 lambda params: of_params(*params), params, has_aux=True
             )
         leaves, treedef = jax.tree.flatten(params)
-        linear_map = _Linearized(
+        linear_map = Linearized(
             losses,
             jvp,
             treedef,
@@ -401,525 +360,9 @@ def task_gradients(
     return wrapped
 
 
-def shared_rows(gradients: TaskGradients) -> list[jax.Array]:
-    """The gradients of all tasks with respect to the shared parameters.
-
-    Costs a backward pass per task, unless the gradients are stacked already.
-
-    Args:
-        gradients: Of `task_gradients` or `TaskGradients.from_stacked`.
-
-    Returns:
-        Arrays ``[T, *param]``, one for each shared parameter, in the order of
-        `jax.tree.leaves`.
-
-    Raises:
-        ValueError: If they are no `TaskGradients`, or were taken at features.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> stacked = {"head": jnp.eye(2), "trunk": jnp.ones((2, 3))}
-        >>> shared = {"head": False, "trunk": True}
-        >>> gradients = TaskGradients.from_stacked(stacked, shared=shared)
-        >>> [rows.shape for rows in shared_rows(gradients)]
-        [(2, 3)]
-    """
-    mask = _shared_of(gradients)
-    leaves = jax.tree.leaves(gradients.stack())
-    return [leaf for leaf, used in zip(leaves, mask, strict=True) if used]
-
-
-def of_each_row(
-    gradients: TaskGradients, function: Callable[[list[jax.Array]], Any]
-) -> Any:
-    """Applies a function to the gradient of each task, one after the other.
-
-    Args:
-        gradients: Of `task_gradients` or `TaskGradients.from_stacked`.
-        function: From the gradients of one task with respect to the shared parameters,
-            in the order of `jax.tree.leaves`, to arrays.
-
-    Returns:
-        What the function returns, stacked over the tasks.
-
-    Raises:
-        ValueError: As `shared_rows` does.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> gradients = TaskGradients.from_stacked(jnp.array([[1.0, 5.0], [2.0, 3.0]]))
-        >>> of_each_row(gradients, lambda leaves: jnp.max(leaves[0])).tolist()
-        [5.0, 3.0]
-    """
-    _shared_of(gradients)
-    return gradients._map.each(function)
-
-
-def cross_gramian(first: TaskGradients, second: TaskGradients) -> jax.Array:
-    """Inner products of the gradients of two batches, over the shared parameters.
-
-    Its expectation over independent batches is the Gramian of the expected gradients,
-    which that of a single batch exceeds by the covariance of the noise. It costs a
-    backward pass per task of each batch that is not stacked, and the memory of the
-    rows.
-
-    Args:
-        first: The task gradients of one batch.
-        second: Those of another, with respect to the same parameters.
-
-    Returns:
-        ``[T, T]``, ``<first[s], second[t]>`` in float32 or better; not symmetric.
-
-    Raises:
-        ValueError: If the tasks or the shared parameters differ, or a batch has
-            gradients at the level of features.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> first = TaskGradients.from_stacked(jnp.array([[1.0, 0.0], [0.0, 2.0]]))
-        >>> second = TaskGradients.from_stacked(jnp.array([[1.0, 1.0], [0.0, 3.0]]))
-        >>> cross_gramian(first, second).tolist()
-        [[1.0, 0.0], [2.0, 6.0]]
-    """
-    rows, others = shared_rows(first), shared_rows(second)
-    shapes = [x.shape for x in rows], [x.shape for x in others]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            "The two batches must have gradients of the same tasks and the same shared "
-            f"parameters, [T, *param]; got the shapes {shapes[0]} and {shapes[1]}."
-        )
-    grams = [linalg.gram(x, y) for x, y in zip(rows, others, strict=True)]
-    return sum(grams[1:], start=grams[0])
-
-
-def weights_like(losses: Any, weights: jax.Array) -> Any:
-    """Weights as a cotangent of the losses.
-
-    Args:
-        losses: A pytree of losses.
-        weights: ``[T]``.
-
-    Returns:
-        A pytree of the structure, shapes and types of the losses.
-    """
-    # Adding the zeros gives each weight the type of its loss, dtype and all: inside
-    # `jax.shard_map` a loss may vary over devices where the weight does not.
-    return jax.tree.map(
-        lambda weight, loss: weight.astype(loss.dtype) + jnp.zeros_like(loss),
-        layout_of(losses).tree(weights),
-        losses,
-    )
-
-
-def split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
-    """Splits and checks what a function of losses returned.
-
-    Args:
-        out: Its output.
-        has_aux: Whether that is a pair of losses and anything else.
-
-    Returns:
-        The losses, as arrays, and the auxiliary output, None without one.
-
-    Raises:
-        ValueError: If it is no pair, there is no loss, or one is not a real float.
-    """
-    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-        raise ValueError(
-            f"With has_aux=True the function must return a pair (losses, aux), got "
-            f"{type(out).__name__}."
-        )
-    losses, aux = out if has_aux else (out, None)
-    if not jax.tree.leaves(losses):
-        raise ValueError("losses_fn returned no loss. Return a pytree of float losses.")
-    for path, leaf in jax.tree_util.tree_flatten_with_path(losses)[0]:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"losses_fn returned{jax.tree_util.keystr(path)} of dtype "
-                f"{jnp.result_type(leaf)}; a loss must be a real float."
-            )
-    return jax.tree.map(jnp.asarray, losses), aux
-
-
-def one_output(jvp: Callable[..., Any], losses: Any, task: int) -> tuple[Any, Any]:
-    """One loss of a linearized function of several.
-
-    Transposing one output on its own drops what only other losses need while tracing,
-    which a cotangent of zeros would not.
-
-    Args:
-        jvp: The linear function.
-        losses: The losses, its output at the point of linearization.
-        task: The position of the loss in the order of `jax.tree.leaves`.
-
-    Returns:
-        The linear function to this loss only, and the cotangent one.
-    """
-    sizes = layout_of(losses).sizes
-    leaf = int(np.searchsorted(np.cumsum(sizes), task, side="right"))
-    index = task - sum(sizes[:leaf])
-
-    def element(losses: Any) -> jax.Array:
-        return jax.tree.leaves(losses)[leaf].reshape(-1)[index]
-
-    return lambda *args: element(jvp(*args)), jnp.ones_like(element(losses))
-
-
-def in_a_loop(calls: Sequence[Callable[[], Any]]) -> Any:
-    """The results of functions, stacked, one function after the other.
-
-    On CPU this is faster than stacking what they return, from some ten functions on,
-    and takes half the memory.
-
-    Args:
-        calls: Functions without arguments that return pytrees of the same arrays.
-
-    Returns:
-        A pytree like those, each leaf with a new first axis.
-
-    Example:
-        >>> in_a_loop([lambda: 2.0, lambda: 3.0]).tolist()
-        [2.0, 3.0]
-    """
-
-    def call(number: jax.Array) -> Any:
-        return jax.lax.switch(number, calls)
-
-    return jax.lax.map(call, jnp.arange(len(calls)))
-
-
-def check_stacked(stacked: Any, params: Any, num_tasks: int) -> None:
-    """Checks that gradients are stacked along a first axis of tasks.
-
-    Args:
-        stacked: The gradients.
-        params: The parameters.
-        num_tasks: The number of tasks T.
-
-    Raises:
-        ValueError: If a leaf is not ``[T, *param]``, naming it.
-    """
-    gradients, theirs = jax.tree_util.tree_flatten_with_path(stacked)
-    parameters, ours = jax.tree.flatten(params)
-    if theirs != ours:
-        raise ValueError(
-            f"The gradients have the structure {theirs}, the parameters {ours}. Give a "
-            "TaskGradients, or a pytree like the parameters with leaves [T, *param]."
-        )
-    for (path, gradient), param in zip(gradients, parameters, strict=True):
-        expected = (num_tasks, *jnp.shape(param))
-        if jnp.shape(gradient) == expected:
-            continue
-        name = jax.tree_util.keystr(path)
-        if jnp.shape(gradient) == jnp.shape(param):
-            raise ValueError(
-                f"The gradient{name} has the shape of its parameter, "
-                f"{list(jnp.shape(param))}, and no axis of tasks: it is already summed "
-                "over the tasks. Call dtp_jax.task_gradients(losses_fn)(params, ...) "
-                "in place of jax.grad and pass its result, and keep other "
-                "transformations after the balancing link."
-            )
-        raise ValueError(
-            f"The gradient{name} has shape {list(jnp.shape(gradient))}, expected "
-            f"{list(expected)}: one gradient for each of the {num_tasks} tasks along "
-            "the first axis."
-        )
-
-
-def shared_mask(shared: Shared | None, params: Any) -> tuple[bool, ...]:
-    """Reads which parameters are shared.
-
-    Args:
-        shared: As for `task_gradients`.
-        params: The parameters, or a pytree like them.
-
-    Returns:
-        One boolean for each parameter, in the order of `jax.tree.leaves`.
-
-    Raises:
-        ValueError: If `shared` does not fit the parameters or selects none.
-    """
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
-    ]
-    if shared is None:
-        return (True,) * len(paths)
-    if callable(shared):
-        mask = tuple(bool(shared(path)) for path in paths)
-    else:
-        try:
-            full = jax.tree.map(
-                lambda use, subtree: jax.tree.map(lambda _: use, subtree),
-                shared,
-                params,
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                "shared is not a prefix of the parameters, whose paths are "
-                f"{', '.join(paths)}: {error}"
-            ) from error
-        mask = tuple(jax.tree.leaves(full))
-        if not all(isinstance(use, bool) for use in mask):
-            raise ValueError("shared must hold only True and False.")
-    if not any(mask):
-        raise ValueError(f"shared selects none of the parameters {', '.join(paths)}.")
-    return mask
-
-
-def row_norms(leaves: Sequence[jax.Array]) -> jax.Array:
-    """The norm of each task's gradient, which neither overflows nor underflows.
-
-    Args:
-        leaves: Stacked gradients of each parameter, ``[T, *param]``.
-
-    Returns:
-        ``[T]`` in float32 or better; NaN for a gradient that is not finite.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> norms = row_norms([jnp.array([[3e30], [1.0]]), jnp.array([4e30, 0.0])])
-        >>> [f"{norm:.4g}" for norm in norms.tolist()]
-        ['5e+30', '1']
-    """
-
-    def over_rows(reduce: Any, rows: jax.Array) -> jax.Array:
-        rows = rows.astype(jnp.promote_types(jnp.float32, rows.dtype))
-        return reduce(rows, axis=tuple(range(1, rows.ndim)), initial=0)
-
-    largest = [over_rows(jnp.max, jnp.abs(rows)) for rows in leaves]
-    size = jnp.max(jnp.stack(largest), axis=0)
-    unit = jnp.where(size > 0, size, 1)
-
-    def squares(rows: jax.Array) -> jax.Array:
-        column = unit.reshape(-1, *[1] * (rows.ndim - 1))
-        return over_rows(jnp.sum, jnp.square(rows / column))
-
-    return unit * jnp.sqrt(sum(map(squares, leaves), start=jnp.zeros_like(unit)))
-
-
-class _Kept:
-    """Rows that were computed in the trace in which this was made."""
-
-    def __init__(self) -> None:
-        self.trace = get_opaque_trace_state()
-        self.rows: list[Any] | None = None
-
-    def here(self) -> bool:
-        """Whether that trace is the one at work."""
-        return get_opaque_trace_state() == self.trace
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["losses", "jvp"],
-    meta_fields=["treedef", "param_types", "shared", "mode"],
-)
-@dataclasses.dataclass(frozen=True)
-class _Linearized:
-    """The Jacobian as a linear function, its rows by transposition.
-
-    The rows of "unrolled" are kept, so that after the Gramian their sum costs no
-    further backward pass, but only those of the trace in which this object was made:
-    what a branch of `jax.lax.cond` computes is of no use outside of it.
-    """
-
-    losses: Any
-    jvp: Any
-    treedef: Any
-    # Types with sharding, which a transposed product over sharded axes needs to know.
-    param_types: tuple[Any, ...]
-    shared: tuple[bool, ...]
-    mode: GramianMode
-    # No part of the pytree: a copy that passed through `jax.jit` starts anew.
-    kept: _Kept = dataclasses.field(init=False, default_factory=_Kept, compare=False)
-
-    def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
-        """The rows, weighted and summed, or one backward pass if there are none yet."""
-        if unshared is not None:
-            _check_heads(self.shared)
-        if self.kept.rows is not None and self.kept.here():
-            return self._sum(self.kept.rows, weights, unshared)
-        if unshared is not None:
-            return _select(self.shared, self.pull(weights), self.pull(unshared))
-        cotangent = weights_like(self.losses, weights)
-        (gradient,) = jax.linear_transpose(self.jvp, self._like())(cotangent)
-        return gradient
-
-    def stack(self) -> Any:
-        """All rows, by the mode that the Gramian uses."""
-        return self._over_rows(lambda row: row)
-
-    def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
-        """A function of each row, by the mode that the Gramian uses."""
-        return self._over_rows(lambda row: function(self._shared_leaves(row)))
-
-    def gramian(self) -> jax.Array:
-        """Inner products of the rows, leaf by leaf."""
-        if self._mode == "columns":
-            columns = jax.lax.map(self._column, self._units())
-            return columns.astype(self._dtype)
-        leaves = self._over_rows(self._shared_leaves)
-        # Summing leaf by leaf lets the compiler free each one after its contribution.
-        return sum(map(linalg.gram, leaves), start=jnp.zeros((), self._dtype))
-
-    def finite(self) -> None:
-        """Rows are not known without a backward pass each."""
-
-    def _row(self, task: int) -> Any:
-        one_loss, one = one_output(self.jvp, self.losses, task)
-        (gradient,) = jax.linear_transpose(one_loss, self._like())(one)
-        return gradient
-
-    def _column(self, weights: jax.Array) -> jax.Array:
-        def shared_row(weights: jax.Array) -> list[jax.Array]:
-            return self._shared_leaves(self.pull(weights))
-
-        # Transposing the backward pass instead of pushing forward: a function with
-        # `jax.custom_vjp` has no forward mode.
-        (column,) = jax.linear_transpose(shared_row, weights)(shared_row(weights))
-        return column
-
-    def _over_rows(self, function: Callable[[Any], Any]) -> Any:
-        """A function of each row, its results stacked."""
-        if self._mode == "unrolled":
-            results = map(function, self._rows())
-            return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
-        if self._mode == "switch":
-            tasks = range(self._layout.num_tasks)
-            return in_a_loop([lambda t=t: function(self._row(t)) for t in tasks])
-        over_tasks = jax.vmap if self._mode == "vmap" else _mapped
-        return over_tasks(lambda unit: function(self.pull(unit)))(self._units())
-
-    def _rows(self) -> list[Any]:
-        # A sum of many takes long to compile, and is no faster than a backward pass.
-        few = self._layout.num_tasks <= MAX_UNROLLED
-        if not (few and self.kept.here()):
-            return self._computed_rows()
-        if self.kept.rows is None:
-            self.kept.rows = self._computed_rows()
-        return self.kept.rows
-
-    def _computed_rows(self) -> list[Any]:
-        return [self._row(task) for task in range(self._layout.num_tasks)]
-
-    def _sum(self, rows: list[Any], shared: jax.Array, unshared: Any) -> Any:
-        unshared = shared if unshared is None else unshared
-
-        def of_leaf(used: bool, *leaves: jax.Array) -> jax.Array:
-            return linalg.weighted_sum_of(shared if used else unshared, leaves)
-
-        return jax.tree.map(of_leaf, self.treedef.unflatten(self.shared), *rows)
-
-    def _units(self) -> jax.Array:
-        return jnp.eye(self._layout.num_tasks, dtype=self._layout.dtype)
-
-    def _shared_leaves(self, gradient: Any) -> list[jax.Array]:
-        leaves = jax.tree.leaves(gradient)
-        return [leaf for leaf, used in zip(leaves, self.shared, strict=True) if used]
-
-    def _like(self) -> Any:
-        return self.treedef.unflatten(self.param_types)
-
-    @property
-    def _layout(self) -> TaskLayout:
-        return layout_of(self.losses)
-
-    @property
-    def _mode(self) -> GramianMode:
-        if self.mode != "auto":
-            return self.mode
-        num_tasks = self._layout.num_tasks
-        if num_tasks <= MAX_UNROLLED:
-            return "unrolled"
-        return "switch" if num_tasks <= _MAX_BRANCHES else "map"
-
-    @property
-    def _dtype(self) -> Any:
-        return jnp.result_type(
-            jnp.float32, *[param.dtype for param in self.param_types]
-        )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Stacked:
-    """The Jacobian as arrays, each leaf ``[T, *param]``."""
-
-    jacobian: Any
-    shared: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
-
-    def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
-        """The weighted sum of the rows, without those of weight zero."""
-        if unshared is not None:
-            _check_heads(self.shared)
-            return _select(self.shared, self.pull(weights), self.pull(unshared))
-        return jax.tree.map(
-            lambda rows: linalg.weighted_sum(weights, rows), self.jacobian
-        )
-
-    def stack(self) -> Any:
-        """The Jacobian as it was given."""
-        return self.jacobian
-
-    def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
-        """A function of each row, all rows as a batch."""
-        return jax.vmap(function)(self._shared_leaves())
-
-    def gramian(self) -> jax.Array:
-        """Inner products of the rows, leaf by leaf."""
-        grams = [linalg.gram(leaf) for leaf in self._shared_leaves()]
-        return sum(grams[1:], start=grams[0])
-
-    def finite(self) -> jax.Array:
-        """Which rows are finite, ``[T]``."""
-        leaves = jax.tree.leaves(self.jacobian)
-        finite = [jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in leaves]
-        return jnp.stack(finite).all(axis=0)
-
-    def _shared_leaves(self) -> list[jax.Array]:
-        leaves = zip(jax.tree.leaves(self.jacobian), self.shared, strict=True)
-        return [leaf for leaf, used in leaves if used]
-
-
-def _mapped(function: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
-    return functools.partial(jax.lax.map, function)
-
-
 def _squared_norm(leaves: list[jax.Array]) -> jax.Array:
     squares = [linalg.gram(leaf[None])[0, 0] for leaf in leaves]
     return sum(squares[1:], start=squares[0])
-
-
-def _shared_of(gradients: TaskGradients) -> tuple[bool, ...]:
-    if not isinstance(gradients, TaskGradients):
-        raise ValueError(
-            f"Expected a TaskGradients, got {type(gradients).__name__}: call "
-            "dtp_jax.task_gradients(losses_fn)(params, ...), or wrap stacked gradients "
-            "in TaskGradients.from_stacked."
-        )
-    mask = getattr(gradients._map, "shared", None)
-    if mask is None:
-        raise ValueError(
-            "Gradients at the level of features do not tell which parameters are "
-            "shared, and features differ from batch to batch: use "
-            "dtp_jax.task_gradients(..., shared=...)."
-        )
-    return mask
-
-
-def _check_heads(mask: tuple[bool, ...]) -> None:
-    if all(mask):
-        raise ValueError(
-            "Every parameter is shared, so that there are no heads to weight in "
-            "another way: say which are, task_gradients(..., shared=...)."
-        )
-
-
-def _select(mask: tuple[bool, ...], shared: Any, unshared: Any) -> Any:
-    ours, treedef = jax.tree.flatten(shared)
-    leaves = zip(mask, ours, jax.tree.leaves(unshared), strict=True)
-    return treedef.unflatten([a if used else b for used, a, b in leaves])
 
 
 def _check_params(params: Any) -> None:

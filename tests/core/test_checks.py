@@ -1,41 +1,41 @@
 import jax.numpy as jnp
 import pytest
 
-from dtp_jax import _checks
+from dtp_jax._core import checks
 
 
 @pytest.mark.parametrize("value", [0, 0.5, 1, True])
 def test_numbers_in_the_interval_pass(value: float) -> None:
-    _checks.check_number("x", value, low=0, high=1)
+    checks.check_number("x", value, low=0, high=1)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf")])
 def test_numbers_outside_are_named(value: float) -> None:
     with pytest.raises(ValueError, match=r"x must be a number in \[0, 1\], got"):
-        _checks.check_number("x", value, low=0, high=1)
+        checks.check_number("x", value, low=0, high=1)
 
 
 def test_open_ends_are_excluded() -> None:
     with pytest.raises(ValueError, match=r"in \(0, inf\), got 0"):
-        _checks.check_number("x", 0, low=0, open_low=True)
+        checks.check_number("x", 0, low=0, open_low=True)
     with pytest.raises(ValueError, match=r"in \(-inf, 1\), got 1"):
-        _checks.check_number("x", 1, high=1, open_high=True)
+        checks.check_number("x", 1, high=1, open_high=True)
 
 
 def test_arrays_are_trusted() -> None:
-    _checks.check_number("x", jnp.array(7.0), low=0, high=1)
-    _checks.check_whole("n", jnp.array(-7))
+    checks.check_number("x", jnp.array(7.0), low=0, high=1)
+    checks.check_whole("n", jnp.array(-7))
 
 
 @pytest.mark.parametrize("value", [-1, 2.0, True])
 def test_whole_numbers(value: float) -> None:
-    _checks.check_whole("n", 0)
+    checks.check_whole("n", 0)
     with pytest.raises(ValueError, match="n must be an integer of at least 0"):
-        _checks.check_whole("n", value)
+        checks.check_whole("n", value)
 
 
 def test_last_axis() -> None:
-    _checks.check_last_axis("boxes", jnp.zeros((3, 4)), 4)
+    checks.check_last_axis("boxes", jnp.zeros((3, 4)), 4)
     for wrong in (jnp.zeros((4, 3)), jnp.zeros(())):
         with pytest.raises(ValueError, match=r"boxes must have shape \[\.\.\., 4\]"):
-            _checks.check_last_axis("boxes", wrong, 4)
+            checks.check_last_axis("boxes", wrong, 4)

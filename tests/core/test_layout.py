@@ -3,10 +3,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from dtp_jax import _base, balancers
+from dtp_jax._core.layout import per_task, task_layout
 
 
 class Pair(NamedTuple):
@@ -18,7 +17,7 @@ class Pair(NamedTuple):
     "tasks", [["b", "a"], ("a", "b"), {"a", "b"}, {"b": 1.0, "a": 2}]
 )
 def test_names_are_sorted_as_a_dict_is(tasks: Any) -> None:
-    layout = _base.task_layout(tasks)
+    layout = task_layout(tasks)
     assert layout.names == ["a", "b"]
     assert jax.tree.leaves(layout.tree(jnp.array([1.0, 2.0]))) == [1.0, 2.0]
     assert layout.tree(jnp.array([1.0, 2.0])) == {"a": 1.0, "b": 2.0}
@@ -36,29 +35,29 @@ def test_names_are_sorted_as_a_dict_is(tasks: Any) -> None:
     ],
 )
 def test_names_of_other_structures(tasks: Any, names: list[str]) -> None:
-    layout = _base.task_layout(tasks)
+    layout = task_layout(tasks)
     assert layout.names == names
     assert layout.num_tasks == len(names)
 
 
 def test_vector_and_tree_are_inverse() -> None:
-    layout = _base.task_layout({"x": jnp.zeros((2, 3)), "y": 0.0})
+    layout = task_layout({"x": jnp.zeros((2, 3)), "y": 0.0})
     vector = jnp.arange(7.0)
     np.testing.assert_array_equal(layout.vector("v", layout.tree(vector)), vector)
     assert layout.tree(vector)["x"].shape == (2, 3)
 
 
 def test_dtype_is_float32_unless_the_tasks_are_float64() -> None:
-    assert _base.task_layout({"a": jnp.bfloat16(0)}).dtype == jnp.float32
+    assert task_layout({"a": jnp.bfloat16(0)}).dtype == jnp.float32
     with jax.enable_x64(True):
-        assert _base.task_layout({"a": jnp.float64(0)}).dtype == jnp.float64
-        assert _base.task_layout(["a"]).dtype == jnp.float32
+        assert task_layout({"a": jnp.float64(0)}).dtype == jnp.float64
+        assert task_layout(["a"]).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("tasks", [[], {}, (), 0, -1])
 def test_no_task_is_an_error(tasks: Any) -> None:
     with pytest.raises(ValueError, match="tasks"):
-        _base.task_layout(tasks)
+        task_layout(tasks)
 
 
 @pytest.mark.parametrize(
@@ -73,10 +72,10 @@ def test_no_task_is_an_error(tasks: Any) -> None:
 )
 def test_unreadable_tasks(tasks: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _base.task_layout(tasks)
+        task_layout(tasks)
 
 
-LAYOUT = _base.task_layout(["a", "b"])
+LAYOUT = task_layout(["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_none_is_nan_or_false() -> None:
 
 
 def test_a_list_fits_tasks_in_one_array() -> None:
-    layout = _base.task_layout(2)
+    layout = task_layout(2)
     vector = layout.vector("kpis", [0.5, None])
     assert vector[0] == 0.5
     assert np.isnan(vector[1])
@@ -124,17 +123,4 @@ def test_a_list_fits_tasks_in_one_array() -> None:
     "value", [2.0, jnp.array(2.0), {"a": 2.0, "b": 2.0}, jnp.array([2.0, 2.0])]
 )
 def test_per_task_hyperparameters(value: Any) -> None:
-    assert _base.per_task("gamma", value, LAYOUT).tolist() == [2.0, 2.0]
-
-
-def test_a_factory_that_was_not_called() -> None:
-    with pytest.raises(TypeError, match=r"balancer must be .*call it, as in focal\(\)"):
-        _base.checked_balancer("balancer", balancers.focal)
-    with pytest.raises(TypeError, match="got str"):
-        _base.checked_balancer("balancer", "focal")
-    _base.checked_balancer("balancer", optax.identity())
-
-
-def test_gramian_of_another_number_of_tasks() -> None:
-    with pytest.raises(ValueError, match="rule needs `task_gradients`"):
-        _base.gramian_of(None, jnp.ones(2), "rule")
+    assert per_task("gamma", value, LAYOUT).tolist() == [2.0, 2.0]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax.balancers import _aligned_mtl
+from dtp_jax.balancers.by_gramian import _aligned_mtl
 from tests.solvers import problems
 
 aligned_mtl: Any = _aligned_mtl.aligned_mtl

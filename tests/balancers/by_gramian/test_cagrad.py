@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dtp_jax import TaskGradients
-from dtp_jax.balancers import _cagrad
+from dtp_jax.balancers.by_gramian import _cagrad
 from tests import toys
 from tests.solvers import problems
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax.balancers import _config
+from dtp_jax.balancers.by_gramian import _config
 from tests.solvers import problems
 
 config: Any = _config.config

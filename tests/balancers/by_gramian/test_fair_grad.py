@@ -8,7 +8,8 @@ import pytest
 
 from dtp_jax import TaskGradients
 from dtp_jax._core import linalg
-from dtp_jax.balancers import _fair_grad, mgda_weights
+from dtp_jax.balancers import mgda_weights
+from dtp_jax.balancers.by_gramian import _fair_grad
 from dtp_jax.balancers.by_gramian._fair_grad import fair_grad_weights
 from dtp_jax.balancers.by_gramian._nash_mtl import nash_mtl_weights
 

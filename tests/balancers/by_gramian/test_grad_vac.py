@@ -8,7 +8,7 @@ import pytest
 
 from dtp_jax import TaskGradients
 from dtp_jax._core import linalg
-from dtp_jax.balancers import _grad_vac
+from dtp_jax.balancers.by_gramian import _grad_vac
 from dtp_jax.balancers.by_gramian._pcgrad import pcgrad_weights
 
 grad_vac: Any = _grad_vac.grad_vac

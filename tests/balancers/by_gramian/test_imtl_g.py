@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax.balancers import _imtl_g
+from dtp_jax.balancers.by_gramian import _imtl_g
 from tests.solvers import problems
 
 imtl_g: Any = _imtl_g.imtl_g

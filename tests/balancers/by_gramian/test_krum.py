@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dtp_jax import TaskGradients
-from dtp_jax.balancers import _krum
+from dtp_jax.balancers.by_gramian import _krum
 
 krum: Any = _krum.krum
 # Traced numbers, so that one compilation does for all.

@@ -8,7 +8,7 @@ import pytest
 
 from dtp_jax import TaskGradients
 from dtp_jax._core import linalg
-from dtp_jax.balancers import _nash_mtl
+from dtp_jax.balancers.by_gramian import _nash_mtl
 from dtp_jax.balancers.by_gramian._nash_mtl import nash_mtl_weights
 from tests.toys import balance, balancers
 

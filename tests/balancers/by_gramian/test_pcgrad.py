@@ -8,7 +8,7 @@ import pytest
 
 from dtp_jax import TaskGradients
 from dtp_jax._core import linalg
-from dtp_jax.balancers import _pcgrad
+from dtp_jax.balancers.by_gramian import _pcgrad
 
 pcgrad: Any = _pcgrad.pcgrad
 KEYS = jax.random.split(jax.random.key(7), 2000)

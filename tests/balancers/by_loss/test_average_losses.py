@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from dtp_jax._core.balancer import transformation
-from dtp_jax.balancers import _average_losses, uncertainty
+from dtp_jax.balancers import uncertainty
+from dtp_jax.balancers.by_loss import _average_losses
 from tests import toys
 from tests.balancers.sequences import LOSSES, over
 

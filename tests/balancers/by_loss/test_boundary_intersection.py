@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from dtp_jax.balancers import _boundary_intersection, _clip_weights
+from dtp_jax.balancers.by_loss import _boundary_intersection
+from dtp_jax.balancers.on_weights import _clip_weights
 from tests.balancers.sequences import LOSSES, over
 
 boundary_intersection: Any = _boundary_intersection.boundary_intersection

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from dtp_jax.balancers import _chebyshev, normalize_weights
+from dtp_jax.balancers import normalize_weights
+from dtp_jax.balancers.by_loss import _chebyshev
 from tests.balancers.sequences import LOSSES, over
 
 chebyshev: Any = _chebyshev.chebyshev

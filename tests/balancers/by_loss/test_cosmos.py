@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dtp_jax.balancers import _cosmos
+from dtp_jax.balancers.by_loss import _cosmos
 from tests.balancers.sequences import LOSSES, over
 
 cosmos: Any = _cosmos.cosmos

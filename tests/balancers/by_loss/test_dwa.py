@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dtp_jax import balancers
-from dtp_jax.balancers import _dwa
+from dtp_jax.balancers.by_loss import _dwa
 from tests.balancers.sequences import LOSSES, over
 
 dwa: Any = _dwa.dwa

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from dtp_jax.balancers import _famo
+from dtp_jax.balancers.by_loss import _famo
 from tests.balancers.sequences import LOSSES, over
 
 famo: Any = _famo.famo

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax.balancers import _geometric
+from dtp_jax.balancers.by_loss import _geometric
 from tests.balancers.sequences import LOSSES, over
 
 geometric: Any = _geometric.geometric

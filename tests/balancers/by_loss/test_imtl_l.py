@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from dtp_jax.balancers import _imtl_l
+from dtp_jax.balancers.by_loss import _imtl_l
 from tests.balancers.sequences import LOSSES, over
 
 imtl_l: Any = _imtl_l.imtl_l

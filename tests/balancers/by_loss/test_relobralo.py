@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax.balancers import _relobralo
+from dtp_jax.balancers.by_loss import _relobralo
 from tests.balancers.sequences import LOSSES, over
 
 relobralo: Any = _relobralo.relobralo

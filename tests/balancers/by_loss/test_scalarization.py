@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dtp_jax import task_gradients
-from dtp_jax.balancers import _scalarization
+from dtp_jax.balancers.by_loss import _scalarization
 from tests.balancers.sequences import LOSSES, over
 from tests.toys import balance
 

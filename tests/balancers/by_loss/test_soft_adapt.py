@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax.balancers import _soft_adapt
+from dtp_jax.balancers.by_loss import _soft_adapt
 from tests.balancers.sequences import LOSSES, over
 
 soft_adapt: Any = _soft_adapt.soft_adapt

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dtp_jax import TaskGradients, task_gradients
-from dtp_jax.balancers import _lr_annealing
+from dtp_jax.balancers.by_norm import _lr_annealing
 from tests import toys
 from tests.balancers.sequences import LOSSES, over
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from dtp_jax import TaskGradients, task_gradients
-from dtp_jax.balancers import _auto_lambda
+from dtp_jax.balancers.by_second_batch import _auto_lambda
 from tests import toys
 from tests.balancers.sequences import LOSSES, over
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dtp_jax import TaskGradients, task_gradients
-from dtp_jax.balancers import _modo
+from dtp_jax.balancers.by_second_batch import _modo
 from tests.toys import balance
 
 modo: Any = _modo.modo

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dtp_jax import TaskGradients
-from dtp_jax.balancers import _sdmgrad
+from dtp_jax.balancers.by_second_batch import _sdmgrad
 
 sdmgrad: Any = _sdmgrad.sdmgrad
 stacked = TaskGradients.from_stacked

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from dtp_jax.balancers import _clip_weights
+from dtp_jax.balancers.on_weights import _clip_weights
 from tests.balancers.sequences import over
 
 clip_weights: Any = _clip_weights.clip_weights

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from dtp_jax import task_gradients
-from dtp_jax.balancers import _constant
+from dtp_jax.balancers.on_weights import _constant
 from tests.balancers.sequences import LOSSES, over
 from tests.toys import balance
 

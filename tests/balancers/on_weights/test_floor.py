@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from dtp_jax.balancers import _floor
+from dtp_jax.balancers.on_weights import _floor
 from tests.balancers.sequences import over
 
 floor: Any = _floor.floor

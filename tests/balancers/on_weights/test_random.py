@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax.balancers import _random
+from dtp_jax.balancers.on_weights import _random
 from tests.balancers.sequences import over
 
 random: Any = _random.random

@@ -1,0 +1,1 @@
+"""The first floor: tasks, balancers, what they read, checks, linear algebra."""

@@ -1,0 +1,1 @@
+"""What reads the Gramian of the gradients: a backward pass per task, and products."""

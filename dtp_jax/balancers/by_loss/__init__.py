@@ -1,0 +1,1 @@
+"""What reads the losses: the cost of a fixed weighted sum of the losses."""

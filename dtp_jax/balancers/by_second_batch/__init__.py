@@ -1,0 +1,1 @@
+"""What reads the gradients of other batches as well: a forward pass more for each."""

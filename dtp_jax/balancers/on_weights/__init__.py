@@ -1,0 +1,1 @@
+"""What reads weights only: fixed and random ones, and tools for a chain."""

@@ -1,0 +1,19 @@
+"""Gradients of several losses at once, computed only as far as a method needs them."""
+
+from ._features import feature_task_gradients as feature_task_gradients
+from ._linearized import MAX_UNROLLED as MAX_UNROLLED
+from ._linearized import GramianMode as GramianMode
+from ._linearized import LinearMap as LinearMap
+from ._linearized import in_a_loop as in_a_loop
+from ._linearized import one_output as one_output
+from ._linearized import split_aux as split_aux
+from ._linearized import weights_like as weights_like
+from ._pairs import cross_gramian as cross_gramian  # of two batches
+from ._rows import of_each_row as of_each_row
+from ._rows import row_norms as row_norms
+from ._rows import shared_rows as shared_rows
+from ._shared import Shared as Shared
+from ._shared import shared_mask as shared_mask
+from ._stacked import check_stacked as check_stacked
+from ._task_gradients import TaskGradients as TaskGradients
+from ._task_gradients import task_gradients as task_gradients
