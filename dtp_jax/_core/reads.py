@@ -9,7 +9,7 @@ from .layout import TaskLayout, layout_of
 
 
 def read_losses(
-    name: str, updates: Any, params: Any
+    name: str, updates: Any, params: Any, *, instead: str = ""
 ) -> tuple[TaskLayout, jax.Array, jax.Array]:
     """What the `update` of a loss-driven balancer got.
 
@@ -17,6 +17,7 @@ def read_losses(
         name: The name of the balancer, for the messages.
         updates: The preferences, as `update` got them.
         params: The losses, as `update` got them.
+        instead: What else the user may supply, for the message.
 
     Returns:
         The layout of the tasks; the losses ``[T]``, through which no derivative flows;
@@ -28,7 +29,7 @@ def read_losses(
     how = (
         "pass a TaskGradients, losses= next to stacked gradients, or the losses as the "
         "third argument of a balancer's own update"
-    )
+    ) + (f"; or {instead}" if instead else "")
     params = required(params, "losses", name, how)
     layout = layout_of(updates)
     losses = jax.lax.stop_gradient(layout.vector("losses", params))
@@ -56,6 +57,23 @@ def required(value: Any, name: str, method: str, how: str) -> Any:
             f"{method} needs `{name}`, which this step did not supply: {how}."
         )
     return value
+
+
+def required_gradients(task_gradients: Any, method: str) -> Any:
+    """Returns the task gradients, or says how to supply them.
+
+    Args:
+        task_gradients: What the step supplied as the extra argument.
+        method: The name of the balancer, for the message.
+
+    Returns:
+        The task gradients.
+
+    Raises:
+        ValueError: If they are None.
+    """
+    how = "wrap the balancer in dtp_jax.balance, or pass task_gradients= to update"
+    return required(task_gradients, "task_gradients", method, how)
 
 
 def gramian_of(task_gradients: Any, preferences: jax.Array, method: str) -> jax.Array:
@@ -102,8 +120,7 @@ def squared_norms_of(
 
 
 def _gradients_of(task_gradients: Any, preferences: jax.Array, method: str) -> Any:
-    how = "wrap the balancer in dtp_jax.balance, or pass task_gradients= to update"
-    gradients = required(task_gradients, "task_gradients", method, how)
+    gradients = required_gradients(task_gradients, method)
     if gradients.num_tasks != preferences.size:
         raise ValueError(
             f"{method} got {preferences.size} preferences for {gradients.num_tasks} "

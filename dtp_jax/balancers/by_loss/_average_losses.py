@@ -9,7 +9,7 @@ import optax
 from dtp_jax._core.balancer import Balancer, checked_balancer, nonzero, transformation
 from dtp_jax._core.checks import check_whole
 from dtp_jax._core.layout import layout_of
-from dtp_jax._core.reads import required
+from dtp_jax._core.reads import read_losses
 
 
 class AverageLossesState(NamedTuple):
@@ -81,12 +81,8 @@ def average_losses(
     def update(
         updates: Any, state: AverageLossesState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, AverageLossesState]:
-        layout = layout_of(updates)
-        how = "pass a TaskGradients, or losses= next to stacked gradients"
-        tree = required(params, "losses", "average_losses", how)
-        losses = jax.lax.stop_gradient(layout.vector("losses", tree))
-        preferences = layout.vector("preferences", updates)
-        active = (preferences > 0) & jnp.isfinite(losses)
+        layout, losses, preferences = read_losses("average_losses", updates, params)
+        active = preferences > 0
         counts = state.counts + jnp.asarray(active, jnp.int32)
         mean_losses = _averaged(state.losses, losses, counts, active)
         mean_preferences = _averaged(state.preferences, preferences, counts, active)

@@ -9,7 +9,7 @@ import optax
 from dtp_jax._core.balancer import Balancer, transformation
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import TaskLayout, layout_of
-from dtp_jax._core.reads import required
+from dtp_jax._core.reads import read_losses
 
 Kind = Literal["regression", "classification", "laplace"]
 
@@ -105,23 +105,16 @@ def uncertainty(
         updates: Any, state: UncertaintyState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, UncertaintyState]:
         del extra_args
-        layout = layout_of(updates)
-        losses = required(
-            params,
-            "losses",
-            "uncertainty",
-            "pass a TaskGradients, or losses= next to stacked gradients",
-        )
+        layout, losses, preferences = read_losses("uncertainty", updates, params)
         names = _check_kinds(kind, layout)
         factor = jnp.array([_DATA_FACTOR[name] for name in names], layout.dtype)
         slope = jnp.array([_REGULARIZER_SLOPE[name] for name in names], layout.dtype)
-        preferences = layout.vector("preferences", updates)
         s = state.log_variances
         weights = factor * jnp.exp(-s)
 
         # Beyond exp(bound) the optimum lies outside of the interval anyway, and the
         # square of a huge gradient would stay in the memory of Adam for ever.
-        loss = jnp.clip(layout.vector("losses", losses), 0, jnp.exp(bound))
+        loss = jnp.clip(losses, 0, jnp.exp(bound))
         pull = jax.nn.sigmoid(s) if positive else slope
         active = preferences > 0
         gradient = jnp.where(active, pull - weights * loss, 0)

@@ -9,7 +9,7 @@ import optax
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number, check_whole
 from dtp_jax._core.layout import layout_of
-from dtp_jax._core.reads import required
+from dtp_jax._core.reads import required_gradients
 from dtp_jax.gradients import of_each_row
 
 Statistic = Literal["max", "mean"]
@@ -109,8 +109,7 @@ def lr_annealing(
         **extra_args: Any,
     ) -> tuple[Any, LrAnnealingState]:
         del params, extra_args
-        how = "wrap the balancer in dtp_jax.balance, or pass task_gradients= to update"
-        gradients = required(task_gradients, "task_gradients", "lr_annealing", how)
+        gradients = required_gradients(task_gradients, "lr_annealing")
         layout = layout_of(updates)
         preferences = layout.vector("preferences", updates)
         active = preferences > 0

@@ -9,7 +9,7 @@ import optax
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number, check_whole
 from dtp_jax._core.layout import TaskLayout, layout_of
-from dtp_jax._core.reads import required, squared_norms_of
+from dtp_jax._core.reads import read_losses, squared_norms_of
 from dtp_jax.gradients import row_norms, shared_rows
 
 # The smallest trace, relative to the largest.
@@ -111,15 +111,20 @@ def ntk(
         **extra_args: Any,
     ) -> tuple[Any, NtkState]:
         del extra_args
-        layout = layout_of(updates)
-        preferences = layout.vector("preferences", updates)
+        if residual_gradients is None or params is not None:
+            layout, losses, preferences = read_losses(
+                "ntk", updates, params, instead="pass residual_gradients="
+            )
+        else:
+            layout, losses = layout_of(updates), None
+            preferences = layout.vector("preferences", updates)
         active = preferences > 0
 
         def refresh() -> jax.Array:
             if residual_gradients is not None:
                 traces = _traces(residual_gradients, layout)
             else:
-                traces = _rates(task_gradients, params, preferences, layout)
+                traces = _rates(task_gradients, losses, preferences)
             traces = jax.lax.stop_gradient(traces)
             known = active & jnp.isfinite(traces) & (traces > 0)
             share = jnp.where(state.traces > 0, decay, 0)
@@ -147,12 +152,8 @@ def _quotients(traces: jax.Array, active: jax.Array) -> jax.Array:
     return jnp.sum(relative, where=active) / relative
 
 
-def _rates(
-    task_gradients: Any, params: Any, preferences: jax.Array, layout: TaskLayout
-) -> jax.Array:
+def _rates(task_gradients: Any, losses: Any, preferences: jax.Array) -> jax.Array:
     """``norm(g)^2 / L``, NaN where the loss is not positive."""
-    how = "pass them as the third argument of update, or residual_gradients="
-    losses = layout.vector("losses", required(params, "losses", "ntk", how))
     squares = squared_norms_of(task_gradients, preferences, "ntk")
     positive = losses > 0
     rates = squares / jnp.where(positive, losses, 1)

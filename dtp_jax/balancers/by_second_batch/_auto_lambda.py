@@ -10,7 +10,7 @@ import optax
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import TaskLayout, layout_of
-from dtp_jax._core.reads import required
+from dtp_jax._core.reads import required, required_gradients
 
 
 class AutoLambdaState(NamedTuple):
@@ -113,8 +113,7 @@ def auto_lambda(
         **extra_args: Any,
     ) -> tuple[Any, AutoLambdaState]:
         del params, extra_args
-        how = "wrap the balancer in dtp_jax.balance, or pass task_gradients= to update"
-        first = required(task_gradients, "task_gradients", "auto_lambda", how)
+        first = required_gradients(task_gradients, "auto_lambda")
         how = "pass the TaskGradients of a validation batch to update"
         name = "second_task_gradients"
         second = required(second_task_gradients, name, "auto_lambda", how)

@@ -1,16 +1,15 @@
 """Multi-objective gradients with double sampling."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dtp_jax._core import linalg
-from dtp_jax._core.balancer import Balancer, nonzero, transformation
+from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_number
-from dtp_jax._core.layout import layout_of
-from dtp_jax._core.reads import required
-from dtp_jax.gradients import cross_gramian
+
+from ._multipliers import multiplier_weighting
 
 
 class ModoState(NamedTuple):
@@ -128,38 +127,9 @@ def modo(
     check_number("gamma", gamma, low=0)
     check_number("rho", rho, low=0)
 
-    def init(params: Any) -> ModoState:
-        layout = layout_of(params)
-        uniform = jnp.full((layout.num_tasks,), 1 / layout.num_tasks, layout.dtype)
-        return ModoState(uniform)
+    def rule(
+        gramian: jax.Array, preferences: jax.Array, simplex: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return modo_weights(gramian, preferences, simplex=simplex, gamma=gamma, rho=rho)
 
-    def update(
-        updates: Any,
-        state: ModoState,
-        params: Any = None,
-        *,
-        task_gradients: Any = None,
-        second_task_gradients: Any = None,
-        third_task_gradients: Any = None,
-        **extra_args: Any,
-    ) -> tuple[Any, ModoState]:
-        del params, extra_args
-        layout = layout_of(updates)
-        preferences = layout.vector("preferences", updates)
-        name, how = "second_task_gradients", "pass the TaskGradients of another batch"
-        second = required(second_task_gradients, name, "modo", f"{how} to update")
-        how = "wrap the balancer in dtp_jax.balance, or pass it to update"
-        first = required(task_gradients, "task_gradients", "modo", how)
-        third = third_task_gradients
-        pair = (first, second) if third is None else (second, third)
-        weights, simplex = modo_weights(
-            cross_gramian(*pair),
-            preferences,
-            simplex=state.simplex,
-            gamma=gamma,
-            rho=rho,
-        )
-        new = ModoState(simplex.astype(state.simplex.dtype))
-        return layout.tree(nonzero(weights, preferences)), new
-
-    return transformation(init, update)
+    return multiplier_weighting("modo", ModoState, rule)

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core import linalg
-from dtp_jax._core.balancer import Balancer, nonzero, transformation
+from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_number, check_whole
-from dtp_jax._core.layout import layout_of
-from dtp_jax._core.reads import required
-from dtp_jax.gradients import cross_gramian
+
+from ._multipliers import multiplier_weighting
 
 
 class SdmgradState(NamedTuple):
@@ -161,41 +160,18 @@ def sdmgrad(
     check_number("reg", reg, low=0)
     check_number("momentum", momentum, low=0, high=1, open_high=True)
 
-    def init(params: Any) -> SdmgradState:
-        layout = layout_of(params)
-        uniform = jnp.full((layout.num_tasks,), 1 / layout.num_tasks, layout.dtype)
-        return SdmgradState(uniform)
-
-    def update(
-        updates: Any,
-        state: SdmgradState,
-        params: Any = None,
-        *,
-        task_gradients: Any = None,
-        second_task_gradients: Any = None,
-        third_task_gradients: Any = None,
-        **extra_args: Any,
-    ) -> tuple[Any, SdmgradState]:
-        del params, extra_args
-        layout = layout_of(updates)
-        preferences = layout.vector("preferences", updates)
-        name, how = "second_task_gradients", "pass the TaskGradients of another batch"
-        second = required(second_task_gradients, name, "sdmgrad", f"{how} to update")
-        how = "wrap the balancer in dtp_jax.balance, or pass it to update"
-        first = required(task_gradients, "task_gradients", "sdmgrad", how)
-        third = third_task_gradients
-        pair = (first, second) if third is None else (second, third)
-        weights, simplex = sdmgrad_weights(
-            cross_gramian(*pair),
+    def rule(
+        gramian: jax.Array, preferences: jax.Array, simplex: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return sdmgrad_weights(
+            gramian,
             preferences,
-            simplex=state.simplex,
+            simplex=simplex,
             learning_rate=learning_rate,
             num_iters=num_iters,
             reg=reg,
             momentum=momentum,
             capped=capped,
         )
-        new = SdmgradState(simplex.astype(state.simplex.dtype))
-        return layout.tree(nonzero(weights, preferences)), new
 
-    return transformation(init, update)
+    return multiplier_weighting("sdmgrad", SdmgradState, rule)
