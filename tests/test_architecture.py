@@ -1,86 +1,250 @@
-"""Imports go down the layers only, and optional packages stay at the edge."""
+"""The house: floors, what stands on what, and rooms that say the truth."""
 
 import ast
+import graphlib
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import dtp_jax
+from dtp_jax import TaskGradients
+from tests import toys
+from tests.catalogue import METHODS, Method
 
 PACKAGE = Path(dtp_jax.__file__).parent
-
-# From the bottom to the top; a module may import from lower layers only, and from its
-# own layer where that is said. A folder stands for its files, which do not import each
-# other.
-LAYERS = [
-    {"_checks"},
-    {"_base"},
-    {"linalg", "gumbel", "boxes", "_quadratic"},
-    {"information", "metrics"},
-    {"gradients", "kpi", "solvers"},
-    {"_tasks"},
-    {"_combiner", "_clipping"},
-    {"features", "losses", "balancers", "combiners"},
-    {"_balance", "curricula", "diagnostics"},
-    {"_prioritization", "nnx", "linen"},
-    {"__init__"},
-]
-ALLOWED = {"jax", "numpy", "optax", "dtp_jax"}
-FLAX_FILES = {"nnx", "linen"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
+# From the ground up. A room is a file or folder of the package; it imports from the
+# floors below its own, and on its own floor only from the rooms it leans on.
+FLOORS = [
+    ["_core"],
+    [
+        *["gradients", "solvers", "kpi"],
+        # The toolbox: arrays in, arrays out.
+        *["gumbel", "information", "boxes", "metrics", "losses"],
+    ],
+    ["balancers", "curricula"],
+    ["links"],
+    ["combiners"],
+    ["diagnostics", "nnx", "linen"],
+    ["__init__"],
+]
+LEANS_ON = {"information": {"gumbel"}, "metrics": {"boxes"}, "losses": {"kpi"}}
+ROOMS = {room for floor in FLOORS for room in floor}
+ALLOWED = {"jax", "numpy", "optax", "dtp_jax"}
+FLAX_ROOMS = {"nnx", "linen"}
 
-def unit(path: Path) -> str:
-    """The name by which a file stands in LAYERS: its folder, or its own."""
+# What a method of each folder may ask of a step; see `Watched`.
+READS = {
+    "on_weights": set(),
+    "by_kpi": {"kpis"},
+    "by_loss": {"losses"},
+    "by_norm": {"losses", "norms", "rows"},
+    "by_gramian": {"losses", "norms", "rows", "gramian"},
+    "by_second_batch": {"losses", "rows", "combine", "second"},
+}
+# What each of them does ask for, some of it at least.
+OWN = {
+    "on_weights": set(),
+    "by_kpi": {"kpis"},
+    "by_loss": {"losses"},
+    "by_norm": {"norms", "rows"},
+    "by_gramian": {"gramian"},
+    "by_second_batch": {"second"},
+}
+# Their tests are those of the problems they solve, in tests/solvers.
+TESTED_TOGETHER = {"dual_projection", "upgrad"}
+FOLDER_OF = {
+    path.stem.removeprefix("_"): path.parent.name
+    for path in (PACKAGE / "balancers").glob("*/_*.py")
+}
+
+
+def room_of(path: Path) -> str:
     relative = path.relative_to(PACKAGE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
+def floor_of(room: str) -> int:
+    for number, floor in enumerate(FLOORS):
+        if room in floor:
+            return number
+    raise AssertionError(f"{room} is on no floor: add it to FLOORS.")
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 def imports(path: Path) -> Iterator[str]:
     """The modules that a file imports, by their full names."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
             if node.level:
                 parts = path.relative_to(PACKAGE.parent).parts[: -node.level]
-                module = [*parts, *([node.module] if node.module else [])]
-                names = [[]] if node.module else [[alias.name] for alias in node.names]
-                yield from (".".join([*module, *name]) for name in names)
-            elif node.module == "dtp_jax":
-                yield from (f"dtp_jax.{alias.name}" for alias in node.names)
-            else:
-                yield node.module or ""
+                module = ".".join([*parts, *([module] if module else [])])
+            for alias in node.names:
+                name = f"{module}.{alias.name}"
+                yield name if name in MODULES else module
 
 
-def layer_of(name: str) -> int:
-    for index, names in enumerate(LAYERS):
-        if name in names:
-            return index
-    raise AssertionError(f"{name} is in no layer: add it to LAYERS.")
+MODULES = {module_of(path): path for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down(path: Path) -> None:
+    room = room_of(path)
     for name in imports(path):
         top, *rest = name.split(".")
         if top != "dtp_jax":
             standard = top in sys.stdlib_module_names
-            flax = top == "flax" and unit(path) in FLAX_FILES
+            flax = top == "flax" and room in FLAX_ROOMS
             assert standard or flax or top in ALLOWED, f"{path.name} imports {name}"
-        elif rest and rest[0] != unit(path):
-            below = layer_of(rest[0]) < layer_of(unit(path))
-            assert below, f"{path.name} imports {name}, which is not below it"
-        elif len(rest) > 1:
-            init = path.name == "__init__.py"
-            assert init, f"{path.name} imports its neighbour {name}"
+        elif rest and rest[0] != room:
+            below = floor_of(rest[0]) < floor_of(room)
+            beside = rest[0] in LEANS_ON.get(room, ())
+            assert below or beside, f"{path.name} imports {name}, which is not below it"
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {unit(path) for path in FILES} == set.union(*LAYERS)
+def test_there_is_no_cycle() -> None:
+    graph = {
+        name: [found for found in imports(path) if found in MODULES and found != name]
+        for name, path in MODULES.items()
+    }
+    # The face of a package imports what it shows; nobody inside looks at the face.
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_methods_never_import_methods() -> None:
+    for folder in ("balancers", "combiners"):
+        shown = set(imports(PACKAGE / folder / "__init__.py"))
+        for path in (PACKAGE / folder).rglob("_[a-z]*.py"):
+            assert not shown & set(imports(path)), path
+
+
+def test_every_room_has_a_floor_and_the_root_shows_no_private_file() -> None:
+    assert {room_of(path) for path in FILES} == ROOMS
+    private = [path for path in PACKAGE.glob("_*.py") if path.stem != "__init__"]
+    assert not private
+
+
+def test_files_are_short() -> None:
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in FILES}
+    assert max(lengths.values()) <= 410, max(lengths, key=lambda path: lengths[path])
+    assert statistics.median(lengths.values()) < 130
+    for folder in ("balancers", "combiners"):
+        for path in (PACKAGE / folder).rglob("_[a-z]*.py"):
+            assert lengths[path] <= 200, path
+
+
+class Watched(TaskGradients):
+    """Task gradients that note what is asked of them."""
+
+    def __init__(self, rows: jax.Array, losses: Any, asked: set[str]) -> None:
+        whole = TaskGradients.from_stacked(rows, losses)
+        super().__init__(losses, _WatchedMap(whole._map, asked))
+
+
+class _WatchedMap:
+    def __init__(self, rows: Any, asked: set[str]) -> None:
+        self.rows = rows
+        self.asked = asked
+        self.shared = rows.shared
+
+    def pull(self, *args: Any) -> Any:
+        self.asked.add("combine")
+        return self.rows.pull(*args)
+
+    def stack(self) -> Any:
+        self.asked.add("rows")
+        return self.rows.stack()
+
+    def gramian(self) -> jax.Array:
+        self.asked.add("gramian")
+        return self.rows.gramian()
+
+    def each(self, function: Any) -> Any:
+        self.asked.add("norms")
+        return self.rows.each(function)
+
+    def finite(self) -> jax.Array:
+        return self.rows.finite()
+
+
+SINGLE = [method for method in METHODS if method.name in FOLDER_OF]
+
+
+@pytest.mark.parametrize("method", SINGLE, ids=lambda method: method.name)
+def test_the_folder_says_what_a_method_reads(method: Method) -> None:
+    folder = FOLDER_OF[method.name]
+    step = toys.random_steps(len(toys.NAMES), num_steps=1)
+    losses = dict(zip(toys.NAMES, step.losses[0], strict=True))
+    kpis = dict(zip(toys.NAMES, step.kpis[0], strict=True))
+    asked: set[str] = set()
+    supplied: dict[str, Any] = {"key": jax.random.key(0)}
+    reads = READS[folder]
+    if "kpis" in reads:
+        supplied["kpis"] = kpis
+    if reads & {"norms", "rows", "gramian", "combine"}:
+        supplied["task_gradients"] = Watched(step.jacobians[0], losses, asked)
+    if "second" in reads:
+        second: set[str] = set()
+        supplied["second_task_gradients"] = Watched(step.jacobians[0], losses, second)
+    balancer: Any = method.make(toys.NAMES)
+    ones = jax.tree.map(jnp.ones_like, losses)
+
+    def run(without: str = "") -> None:
+        given = {name: value for name, value in supplied.items() if name != without}
+        shown = losses if "losses" in reads and without != "losses" else None
+        balancer.update(ones, balancer.init(losses), shown, **given)
+
+    run()
+    assert asked <= reads
+    # It reads what its folder is named for: that is used, or missed.
+    if "kpis" in OWN[folder] or "losses" in OWN[folder]:
+        (own,) = OWN[folder]
+        with pytest.raises(ValueError, match=f"needs `{own}`"):
+            run(without=own)
+    elif "second" in OWN[folder]:
+        with pytest.raises(ValueError, match="needs `second_task_gradients`"):
+            run(without="second_task_gradients")
+    else:
+        assert not OWN[folder] or asked & OWN[folder]
+
+
+def test_every_method_is_in_the_catalogue() -> None:
+    factories = {
+        name for name in FOLDER_OF if callable(getattr(dtp_jax.balancers, name, None))
+    }
+    frames = set(FOLDER_OF) - factories
+    for name in frames:
+        shown = set(imports(PACKAGE / "balancers" / "__init__.py"))
+        assert f"dtp_jax.balancers.{FOLDER_OF[name]}._{name}" not in shown
+    tools = {"clip_weights", "floor"}  # in the catalogue after a method, in chains
+    assert factories - {method.name for method in METHODS} == tools
+
+
+def test_tests_mirror_the_package() -> None:
+    tests = Path(__file__).parent
+    for folder in ("balancers", "combiners"):
+        for path in (PACKAGE / folder).rglob("_[a-z]*.py"):
+            relative = path.relative_to(PACKAGE).parent
+            name = path.stem.removeprefix("_")
+            if hasattr(getattr(dtp_jax, folder), name):
+                mirrored = tests / relative / f"test_{name}.py"
+                gone = not mirrored.exists() and name not in TESTED_TOGETHER
+                assert not gone, f"{path.name} has no {mirrored.name}"
 
 
 def test_flax_is_not_needed() -> None:
@@ -99,9 +263,3 @@ def test_the_flax_modules_are_attributes_of_the_package() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
     with pytest.raises(AttributeError, match="no attribute 'haiku'"):
         _ = dtp_jax.haiku
-
-
-def test_methods_are_short() -> None:
-    for folder in ("balancers", "combiners"):
-        for path in (PACKAGE / folder).glob("_*.py"):
-            assert len(path.read_text().splitlines()) <= 200, path

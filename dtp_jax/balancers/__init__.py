@@ -14,8 +14,6 @@ from .by_gramian._dual_projection import (
 from .by_gramian._dual_projection import (
     dual_projection_weights as dual_projection_weights,
 )
-from .by_gramian._excess_mtl import ExcessMtlState as ExcessMtlState
-from .by_gramian._excess_mtl import excess_mtl as excess_mtl  # excess risk (He, 2024)
 from .by_gramian._fair_grad import (
     fair_grad as fair_grad,  # alpha-fair progress (Ban & Ji, 2024)
 )
@@ -86,6 +84,8 @@ from .by_loss._uncertainty import UncertaintyState as UncertaintyState
 from .by_loss._uncertainty import (
     uncertainty as uncertainty,  # learned noise (Kendall, 2018)
 )
+from .by_norm._excess_mtl import ExcessMtlState as ExcessMtlState
+from .by_norm._excess_mtl import excess_mtl as excess_mtl  # excess risk (He, 2024)
 from .by_norm._grad_norm import GradNormState as GradNormState
 from .by_norm._grad_norm import (
     grad_norm as grad_norm,  # equal gradient norms (Chen, 2018)

@@ -119,14 +119,11 @@ def balance(
         )
         wanted, first_state = step.run(first, step.preferences(), state.preferences)
         weights, balancer_state = step.run(balancer, wanted, state.balancer)
-        weights = jax.lax.stop_gradient(weights)
+        unscaled = wanted if heads == "preferences" else None
         # Gradients that a schedule scaled before this link have no meaning.
-        vector = layout.vector("weights", weights)
-        vector = jnp.where(step.gradients.untouched(), vector, jnp.nan)
-        unscaled = None
-        if heads == "preferences":
-            unscaled = layout.vector("preferences", wanted)
-        combined = step.gradients.combine(vector, unscaled)
-        return combined, BalanceState(weights, first_state, balancer_state)
+        sealed = jnp.where(step.gradients.untouched(), weights, jnp.nan)
+        combined = step.gradients.combine(sealed, unscaled)
+        task_weights = layout.tree(weights)
+        return combined, BalanceState(task_weights, first_state, balancer_state)
 
     return transformation(init, update)

@@ -103,12 +103,11 @@ def combiner(
             extra_args=extra_args,
         )
         wanted, first_state = step.run(first, step.preferences(), state.preferences)
-        vector = jax.lax.stop_gradient(layout.vector("preferences", wanted))
 
         leaves, treedef = jax.tree.flatten(stack)
         inputs = Inputs(
             [leaf for leaf, used in zip(leaves, gradients.shared, strict=True) if used],
-            vector,
+            wanted,
             None if step.losses is None else layout.vector("losses", step.losses),
             extra_args.get("key"),
         )

@@ -31,30 +31,33 @@ class Step:
     losses: Any
     extra_args: dict[str, Any]
 
-    def preferences(self) -> Any:
-        """One for an active task, else zero; a pytree like the tasks."""
-        return self.layout.tree(jnp.asarray(self.active, self.layout.dtype))
+    def preferences(self) -> jax.Array:
+        """``[T]``, one for an active task, else zero."""
+        return jnp.asarray(self.active, self.layout.dtype)
 
-    def run(self, balancer: Balancer, preferences: Any, state: Any) -> tuple[Any, Any]:
+    def run(
+        self, balancer: Balancer, preferences: jax.Array, state: Any
+    ) -> tuple[jax.Array, Any]:
         """Updates a balancer.
 
         Args:
             balancer: The balancer.
-            preferences: What it starts from, a pytree like the tasks.
+            preferences: What it starts from, ``[T]``.
             state: Its state.
 
         Returns:
-            Its weights, zero for a task that is not active, and its state.
+            Its weights ``[T]``, zero for a task that is not active, through which no
+            derivative flows, and its state.
         """
         weights, state = balancer.update(
-            preferences,
+            self.layout.tree(preferences),
             state,
             self.losses,
             task_gradients=self.gradients,
             **self.extra_args,
         )
-        vector = self.layout.vector("weights", weights)
-        return self.layout.tree(jnp.where(self.active, vector, 0)), state
+        vector = jax.lax.stop_gradient(self.layout.vector("weights", weights))
+        return jnp.where(self.active, vector, 0), state
 
 
 def read_step(

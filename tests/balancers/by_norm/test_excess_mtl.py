@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dtp_jax import TaskGradients, task_gradients
-from dtp_jax.balancers.by_gramian import _excess_mtl
+from dtp_jax.balancers.by_norm import _excess_mtl
 from tests.toys import balance
 
 excess_mtl: Any = _excess_mtl.excess_mtl

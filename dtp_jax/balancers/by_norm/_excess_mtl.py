@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dtp_jax._core.balancer import SMALLEST_WEIGHT, Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import layout_of
-from dtp_jax._core.reads import gramian_of, required
+from dtp_jax._core.reads import required_gradients, squared_norms_of
 from dtp_jax.gradients import Shared, shared_mask, shared_rows
 
 # The logarithm of a weight moves by no more than this in a step, which takes any weight
@@ -120,11 +120,9 @@ def excess_mtl(
         layout = layout_of(updates)
         preferences = layout.vector("preferences", updates)
         if leaves is None:
-            gramian = gramian_of(task_gradients, preferences, "excess_mtl")
-            squared = [jnp.diagonal(gramian)]
+            squared = [squared_norms_of(task_gradients, preferences, "excess_mtl")]
         else:
-            how = "wrap the balancer in dtp_jax.balance, or pass it to update"
-            given = required(task_gradients, "task_gradients", "excess_mtl", how)
+            given = required_gradients(task_gradients, "excess_mtl")
             squared = _squared_rows(given, state.squares)
         sums = jax.tree.leaves(state.squares)
         totals = [x + y.astype(x.dtype) for x, y in zip(sums, squared, strict=True)]
