@@ -1,14 +1,19 @@
 # Every target sets up what it needs: a Python of 3.11 or newer with pip is enough.
 PYTHON ?= python3
 BIN := .venv/bin
+# 25.1 is the first that installs dependency groups; 26 is the newest that was tried.
+PIP_RANGE := pip>=25.1,<27
 
-.PHONY: help demo multi-mnist find-digit toys physics test test-slow lint format bench bench-torchjd test-torchjd docs clean
+.PHONY: help demo multi-mnist find-digit toys physics test test-slow test-newest lint format hooks build bench bench-torchjd test-torchjd docs clean
 help:
 	@echo "make demo       two-digit demo: table and plots in outputs/ (under 3 minutes)"
 	@echo "make multi-mnist, find-digit, toys, physics: further examples (under 5 minutes each)"
 	@echo "make test       the test suite (under 8 minutes on 2 cores)"
 	@echo "make test-slow  the longer checks"
+	@echo "make test-newest  the test suite with the newest jax, optax and flax, whatever the ranges"
 	@echo "make lint       ruff and pyright;  make format rewrites the files"
+	@echo "make hooks      ruff before every commit"
+	@echo "make build      source distribution and wheel in dist/, checked"
 	@echo "make bench      the benchmarks, as ratios measured in one run"
 	@echo "make bench-torchjd  the same work by TorchJD, side by side (installs PyTorch)"
 	@echo "make test-torchjd  agreement with TorchJD"
@@ -18,9 +23,14 @@ help:
 	@$(PYTHON) -c 'import sys; sys.exit("dtp_jax needs Python 3.11 or newer; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 
-# One stamp per extra: an install is repeated only when pyproject.toml changes.
-.venv/.installed-%: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+# The pip that comes with Python 3.11 knows no dependency groups.
+.venv/.pip-ready: | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --upgrade "$(PIP_RANGE)"
+	@touch $@
+
+# One stamp per dependency group: an install is repeated only when pyproject.toml changes.
+.venv/.installed-%: pyproject.toml | .venv/.pip-ready
+	$(BIN)/python -m pip install --quiet --group $* --editable ".[flax]"
 	@touch $@
 
 demo: .venv/.installed-examples
@@ -45,6 +55,13 @@ test-slow: .venv/.installed-test
 	# With the optimizations of the compiler that users get.
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest -n 2 -m slow
 
+# Tells early what the next release of a dependency breaks. The ranges of pyproject.toml are
+# left behind, so the stamps go first: the next target brings back what fits the ranges.
+test-newest: .venv/.installed-test
+	rm -f .venv/.installed-*
+	$(BIN)/python -m pip install --quiet --upgrade jax optax flax chex orbax-checkpoint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
 # The table and plots that README.md and docs/ show.
 docs: .venv/.installed-examples
 	$(BIN)/python -m examples.two_digits --out docs/two_digits
@@ -61,6 +78,20 @@ lint: .venv/.installed-dev
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+hooks: .venv/.installed-dev
+	$(BIN)/pre-commit install
+
+# The wheel is built from the source distribution. It is then installed alone, with nothing
+# but its own dependencies, where the repository is not on the path (-I).
+build: .venv/.installed-build
+	rm -rf dist .venv/empty
+	$(BIN)/pyproject-build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m venv .venv/empty
+	.venv/empty/bin/python -m pip install --quiet dist/*.whl
+	.venv/empty/bin/python -I tests/wheel_alone.py
+	rm -rf .venv/empty
 
 bench: .venv/.installed-examples
 	$(BIN)/python -m benchmarks.dtp_step
@@ -79,4 +110,4 @@ test-torchjd: .venv/.installed-torchjd
 	$(BIN)/python -m pytest -n 0 tests/test_torchjd.py
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv outputs dist
