@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, loss_weighting
+from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import TaskLayout
 
 
@@ -63,6 +64,7 @@ def scalarization(
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function of the losses, got {fn!r}.")
+    check_scalar("fill", fill)
 
     def rule(
         losses: jax.Array, preferences: jax.Array, layout: TaskLayout

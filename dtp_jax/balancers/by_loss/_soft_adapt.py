@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number, check_whole
+from dtp_jax._core.checks import check_scalar, check_static, check_whole
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import read_losses
 
@@ -82,7 +82,8 @@ def soft_adapt(
         `average_losses` around this balancer, and `normalize_weights` after it. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_number("beta", beta)
+    check_scalar("beta", beta)
+    check_static("order", order)
     check_whole("order", order, low=1)
     if order > 5:
         raise ValueError(f"order must be at most 5, got {order}.")

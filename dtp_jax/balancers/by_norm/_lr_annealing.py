@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number, check_whole
+from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import required
 from dtp_jax.gradients import of_each_row
@@ -87,7 +87,7 @@ def lr_annealing(
         means of the weight matrices, without biases. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_number("alpha", alpha, low=0, high=1)
+    check_scalar("alpha", alpha, low=0, high=1)
     check_whole("refresh_every", refresh_every, low=1)
     if statistic not in get_args(Statistic):
         raise ValueError(

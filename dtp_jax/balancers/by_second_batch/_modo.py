@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import required
 from dtp_jax.gradients import cross_gramian
@@ -125,8 +125,8 @@ def modo(
         along the third, as here along the first. Heads:
         ``balance(..., heads="preferences")``.
     """
-    check_number("gamma", gamma, low=0)
-    check_number("rho", rho, low=0)
+    check_scalar("gamma", gamma, low=0)
+    check_scalar("rho", rho, low=0)
 
     def init(params: Any) -> ModoState:
         layout = layout_of(params)

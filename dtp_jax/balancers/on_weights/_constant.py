@@ -18,12 +18,13 @@ def constant(weights: Any) -> Balancer:
     losses. A task of weight exactly zero is switched off: it has no influence on a
     balancer that is chained after this one.
 
-    The weights may be traced: ``optax.inject_hyperparams(constant)(weights=array)``
-    keeps them in the state, where they can be changed between steps, and takes
-    schedules too.
+    The weights may be traced: `optax.inject_hyperparams` takes a schedule of a pytree
+    like the tasks, ``lambda step: {"a": 1.0, "b": 0.1 * step}``, and keeps an array in
+    the state, where it can be changed between steps. For named tasks give each weight a
+    name of its own: ``inject_hyperparams(lambda a, b: constant({"a": a, "b": b}))``.
 
     Args:
-        weights: At least 0; a scalar, a pytree like the tasks, or ``[T]``.
+        weights: At least 0; a scalar or a pytree like the tasks.
 
     Returns:
         A balancer without state.
