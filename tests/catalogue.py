@@ -186,6 +186,7 @@ METHODS = [
     Method("soft_adapt", lambda names: balancers.soft_adapt(variant="normalized")),
     Method("relobralo", lambda names: balancers.relobralo(rho=0.5), random=True),
     Method("grad_norm", lambda names: balancers.grad_norm()),
+    Method("equal_norms", lambda names: balancers.equal_norms(refresh_every=1)),
     Method("lr_annealing", lambda names: balancers.lr_annealing(_third(names))),
     Method("ntk", lambda names: balancers.ntk(refresh_every=2)),
     Method("auto_lambda", lambda names: balancers.auto_lambda(0.1)),

@@ -94,7 +94,8 @@ def grad_norm(
         Adaptive Loss Balancing in Deep Multitask Networks", ICML 2018, equation 2 and
         algorithm 1; on a fixed sequence, with no weight at the floor, the weights agree
         to rounding. The authors published no code; others let weights turn negative,
-        or use the softmax. Heads: ``balance(..., heads="weights")``.
+        or use the softmax. What jaxpi calls ``scheme="grad_norm"`` is `equal_norms`.
+        Heads: ``balance(..., heads="weights")``.
     """
     check_scalar("alpha", alpha, low=0)
     check_scalar("min_weight", min_weight, low=0, high=1, open_low=True)

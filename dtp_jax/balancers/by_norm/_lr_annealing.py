@@ -84,8 +84,8 @@ def lr_annealing(
         algorithm 1; on a fixed sequence the weights agree to rounding. The authors'
         code differs: there 0.9 is the share of the old weight (``alpha=0.1``), the
         denominator is the gradient of the weighted loss, and the mean is that of the
-        means of the weight matrices, without biases. Heads:
-        ``balance(..., heads="weights")``.
+        means of the weight matrices, without biases. What jaxpi, their later code, does
+        by default is `equal_norms`. Heads: ``balance(..., heads="weights")``.
     """
     check_scalar("alpha", alpha, low=0, high=1)
     check_whole("refresh_every", refresh_every, low=1)
