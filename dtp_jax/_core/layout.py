@@ -308,9 +308,15 @@ def check_per_task(name: str, value: Any, layout: TaskLayout) -> None:
     leaves = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda x: x is None)
     for path, leaf in leaves[0]:
         if not _is_array(leaf):
+            hint = ""
+            if callable(leaf):
+                hint = (
+                    " For a schedule give optax.inject_hyperparams one function from "
+                    f"the step to a number or to {layout.template}."
+                )
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} must be a number, got "
-                f"{_describe(leaf)}."
+                f"{_describe(leaf)}.{hint}"
             )
     if layout.has_names:
         layout.check(name, value)

@@ -80,7 +80,8 @@ def db_mtl(
         beta_sigma: How fast that falls, at least 0; 0 for not at all.
         eps: Added to the losses, greater than 0.
         shared: What `task_gradients` got as `shared`: only gradients of these
-            parameters are averaged, which takes T times their memory.
+            parameters are averaged, which takes T times their memory. A predicate needs
+            ``static_args=("shared",)`` under `optax.inject_hyperparams`.
         preferences: A balancer that runs first, as in `balance`; None for ones.
 
     Returns:

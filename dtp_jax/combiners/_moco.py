@@ -114,7 +114,8 @@ def moco(
         gamma_sigma: How fast that falls, at least 0.
         rho: Pulls the weights together, at least 0.
         shared: What `task_gradients` got as `shared`: only these parameters are
-            tracked, which takes T times their memory.
+            tracked, which takes T times their memory. A predicate needs
+            ``static_args=("shared",)`` under `optax.inject_hyperparams`.
         preferences: A balancer that runs first, as in `balance`; None for ones.
 
     Returns:

@@ -107,7 +107,8 @@ def pcd(
 
     Args:
         primary: The task that leads: its name, or its position in the order of
-            `jax.tree.leaves`.
+            `jax.tree.leaves`. A position needs ``static_args=("primary",)`` under
+            `optax.inject_hyperparams`.
         tau: Least progress of the other tasks, relative to that of a step along their
             own gradient; a scalar or a pytree like the tasks. Zero forbids only
             conflict.

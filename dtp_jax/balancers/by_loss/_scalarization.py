@@ -63,7 +63,13 @@ def scalarization(
         (6.0, 1.0)
     """
     if not callable(fn):
-        raise TypeError(f"fn must be a function of the losses, got {fn!r}.")
+        hint = ""
+        if isinstance(fn, jax.Array):
+            hint = (
+                " optax.inject_hyperparams takes a function for a schedule: add "
+                "static_args=('fn',)."
+            )
+        raise TypeError(f"fn must be a function of the losses, got {fn!r}.{hint}")
     check_scalar("fill", fill)
 
     def rule(

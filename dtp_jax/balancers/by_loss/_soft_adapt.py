@@ -51,7 +51,8 @@ def soft_adapt(
         beta: How much a rate counts; if negative, falling losses are preferred.
         variant: One of the above.
         order: Of the backward difference that estimates the rate, from 1 to 5. A higher
-            one follows a smooth loss more closely, and the noise of batches too.
+            one follows a smooth loss more closely, and the noise of batches too. Under
+            `optax.inject_hyperparams` say ``static_args=("order",)``.
 
     Returns:
         A loss-driven balancer whose weights sum to 1 for preferences of one. Instead of

@@ -51,7 +51,8 @@ def lr_annealing(
 
     Args:
         primary: The task that the others are compared with: its name, or its position
-            in the order of `jax.tree.leaves`.
+            in the order of `jax.tree.leaves`. A position needs
+            ``static_args=("primary",)`` under `optax.inject_hyperparams`.
         alpha: The weight of the new quotient, in [0, 1].
         statistic: Of the primary gradient: "max" as in the paper; "mean", for weights
             that do not grow with the number of parameters.
