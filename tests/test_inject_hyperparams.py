@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import dtp_jax
+from dtp_jax import TaskGradients
 from tests import toys
 from tests.catalogue import METHODS
 from tests.combiner_catalogue import COMBINERS
@@ -32,7 +33,7 @@ GUARDS = {"kpi_min", "eps", "bound", "init_value", "fill", "min_weight", "max_no
 IDLE = {
     "boundary_intersection": {"direction"},
     "sdmgrad": {"learning_rate"},
-    "relobralo": {"temperature"},
+    "relobralo": {"temperature", "alpha"},
     "grad_norm": {"alpha"},
 }
 
@@ -217,7 +218,6 @@ def test_the_catalogues_reach_every_factory() -> None:
             link_of(method)
     modules = (balancers, curricula, combiners)
     names = {n for m in modules for n, f in vars(m).items() if is_factory(n, f)}
-    # It takes no more than what `clip_weights` and `floor` take.
     assert names - reached == set()
     assert len(names) > 40
 
@@ -321,9 +321,11 @@ def test_values_per_task_follow_a_schedule_by_name() -> None:
 
     scheduled = balance(inject(balancers.constant)(weights=by_name), tasks)
     named = balance(inject(fixed)(a=1.0, b=2.0), tasks)
-    step = jax.jit(
-        lambda link, state: link.update(gradients, state)[1], static_argnums=0
-    )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(link: Any, state: Any) -> Any:
+        return link.update(gradients, state)[1]
+
     state = scheduled.init(None)
     for weight in (2.0, 3.0):
         state = step(scheduled, state)
