@@ -314,7 +314,7 @@ def test_values_per_task_follow_a_schedule_by_name() -> None:
     gradients = TaskGradients.from_stacked(jnp.eye(2), losses)
 
     def by_name(step: Any) -> Any:
-        return {"b": 2.0 + step, "a": 1.0}
+        return {"b": 2.0 + step, "a": jnp.ones(())}
 
     def fixed(a: Any, b: Any) -> Any:
         return balancers.constant({"a": a, "b": b})
@@ -334,4 +334,5 @@ def test_values_per_task_follow_a_schedule_by_name() -> None:
     state = optax.tree.set(named.init(None), b=jnp.array(7.0))
     assert step(named, state).task_weights == {"a": 1.0, "b": 7.0}
     with pytest.raises(ValueError, match=r"one function from the step to a .*{'a': "):
-        step(balance(balancers.constant({"a": 1.0, "b": by_name}), tasks), state)
+        link = balance(balancers.constant({"a": 1.0, "b": by_name}), tasks)
+        step(link, link.init(None))
