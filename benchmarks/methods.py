@@ -75,6 +75,7 @@ LOSS_DRIVEN = {
 NORM_DRIVEN = {
     "grad_norm, every 10": _balanced(balancers.grad_norm(refresh_every=10), **LAST),
     "lr_annealing, every 10": _primary(balancers.lr_annealing, refresh_every=10),
+    "equal_norms, every 10": _balanced(balancers.equal_norms(refresh_every=10), **LAST),
     "ntk, every 10": _balanced(balancers.ntk(refresh_every=10), **LAST),
     "grad_norm, every 10, of the bias": _balanced(
         balancers.grad_norm(refresh_every=10), shared="trunk/{last}/b"

@@ -107,8 +107,7 @@ def focal_weights(
     Args:
         kpis: A pytree of KPIs in [0, 1], leaves of any shape.
         gamma: How fast a task is discounted as it does better, at least 0: a scalar, a
-            pytree like `kpis`, one value per task (``[T]``, in the order of
-            `jax.tree.leaves`), or what broadcasts against `kpis` if that is one array.
+            pytree like `kpis`, or what broadcasts against `kpis` if that is one array.
             0 leaves ``-log(k)``. The default 2 is the usual one of focal losses; the
             paper's own ablation found 1 better.
         kpi_min: Bounds the weights where the KPI is near 0, where the logarithm

@@ -160,7 +160,13 @@ def fixed(weights: Any) -> Method:
 
     They live in the state. The link starts from ones; `train` puts the weights in.
     """
-    link = optax.inject_hyperparams(balancers.constant)(weights=np.ones(len(TASKS)))
+
+    def constant(residual: Any, x_sides: Any, y_sides: Any) -> Balancer:
+        weights = {"residual": residual, "x_sides": x_sides, "y_sides": y_sides}
+        return balancers.constant(weights)
+
+    ones = dict.fromkeys(TASKS, 1.0)
+    link = optax.inject_hyperparams(constant)(**ones)
     return Method(balance(link, TASKS), "nothing", weights)
 
 
@@ -316,7 +322,9 @@ def train(
         state = jax.vmap(tx.init, out_axes=axes)(initial)
         if method.weights is not None:
             each = np.broadcast_to(method.weights, (len(seeds), len(TASKS)))
-            state = optax.tree.set(state, weights=jnp.asarray(each, jnp.float32))
+            columns = jnp.asarray(each.T, jnp.float32)
+            named = dict(zip(TASKS, columns, strict=True))
+            state = optax.tree.set(state, hyperparams=named)
         states[name] = state
         rounds[name] = compile_round(method, tx, axes)
     logs: dict[str, list[Any]] = {name: [] for name in methods}

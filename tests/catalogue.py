@@ -26,6 +26,7 @@ class Method:
         min_tasks: The fewest tasks the method takes.
         variant: Whether it is a setting of a method that stands here with another, so
             that it is left to the slow tests.
+        static: The hyperparameters that `optax.inject_hyperparams` must not trace.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Method:
     prefers: bool = True
     min_tasks: int = 1
     variant: bool = False
+    static: tuple[str, ...] = ()
 
 
 def _join_later(names: tuple[str, ...]) -> Any:
@@ -117,7 +119,11 @@ METHODS = [
         by_name=True,
     ),
     Method("random", lambda names: balancers.random(), random=True),
-    Method("scalarization", lambda names: balancers.scalarization(_squares)),
+    Method(
+        "scalarization",
+        lambda names: balancers.scalarization(_squares),
+        static=("fn",),
+    ),
     Method("geometric", lambda names: balancers.geometric()),
     Method("chebyshev", lambda names: balancers.chebyshev()),
     Method(
@@ -183,9 +189,14 @@ METHODS = [
     Method("dwa", lambda names: balancers.dwa()),
     Method("imtl_l", lambda names: balancers.imtl_l()),
     Method("famo", lambda names: balancers.famo()),
-    Method("soft_adapt", lambda names: balancers.soft_adapt(variant="normalized")),
+    Method(
+        "soft_adapt",
+        lambda names: balancers.soft_adapt(variant="normalized"),
+        static=("order",),
+    ),
     Method("relobralo", lambda names: balancers.relobralo(rho=0.5), random=True),
     Method("grad_norm", lambda names: balancers.grad_norm()),
+    Method("equal_norms", lambda names: balancers.equal_norms(refresh_every=1)),
     Method("lr_annealing", lambda names: balancers.lr_annealing(_third(names))),
     Method("ntk", lambda names: balancers.ntk(refresh_every=2)),
     Method("auto_lambda", lambda names: balancers.auto_lambda(0.1)),

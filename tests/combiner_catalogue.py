@@ -21,10 +21,14 @@ class Combiner:
     Attributes:
         name: For the test's id.
         make: From the tasks and their number to the combiner.
+        variant: Whether it is left to the slow tests.
+        static: The hyperparameters that `optax.inject_hyperparams` must not trace.
     """
 
     name: str
     make: Callable[[Any, int], Any]
+    variant: bool = False
+    static: tuple[str, ...] = ()
 
 
 def fixed(weights: Any) -> Any:
@@ -47,6 +51,7 @@ COMBINERS = [
         lambda tasks, n: combiners.trimmed_mean(
             tasks, num_trimmed=min(1, (n - 1) // 2), preferences=_focal()
         ),
+        static=("num_trimmed",),
     ),
     Combiner(
         "moco-focal",

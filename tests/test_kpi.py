@@ -76,19 +76,20 @@ def test_weights_fall_with_kpi_and_with_gamma() -> None:
     assert (jnp.diff(grid, axis=0) < 0).all()
 
 
-@pytest.mark.parametrize(
-    "gamma",
-    [
-        {"a": 1.0, "b": 2.0},
-        jnp.array([1.0, 2.0]),
-        np.array([1.0, 2.0]),
-        [1.0, 2.0],
-    ],
-)
-def test_gamma_per_task(gamma: Any) -> None:
-    weights = focal_weights({"b": jnp.array(0.5), "a": jnp.array(0.5)}, gamma)
+def test_gamma_per_task() -> None:
+    kpis = {"b": jnp.array(0.5), "a": jnp.array(0.5)}
+    weights = focal_weights(kpis, {"b": 2.0, "a": 1.0})
     np.testing.assert_allclose(weights["a"], definition(0.5, 1.0), rtol=1e-6)
     np.testing.assert_allclose(weights["b"], definition(0.5, 2.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [[2.0, 1.0], np.array([2.0, 1.0])])
+def test_a_list_of_gammas_is_for_kpis_in_one_array(gamma: Any) -> None:
+    found = focal_weights(jnp.array([0.5, 0.5]), gamma)
+    expected = [definition(0.5, 2.0), definition(0.5, 1.0)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"by name, {'a': \.\.\., 'b': \.\.\.}; got"):
+        focal_weights({"b": 0.5, "a": 0.5}, gamma)
 
 
 def test_gamma_broadcasts_against_an_array() -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def check_number(
@@ -41,6 +42,30 @@ def check_number(
     raise ValueError(f"{name} must be a number in {left}, {right}, got {value!r}.")
 
 
+def check_scalar(name: str, value: Any, **interval: Any) -> None:
+    """Checks a number that holds for all tasks: its shape, then as `check_number` does.
+
+    An array of one number per task would be taken by position without a word, and the
+    tasks of a dict are sorted by name.
+
+    Args:
+        name: What the caller calls the value, used in the message.
+        value: A number, an array or tracer of one, or something that is no number.
+        interval: Keyword arguments of `check_number`.
+
+    Raises:
+        ValueError: If it is more than one number, or not in the interval.
+    """
+    got = None
+    if isinstance(value, (list, tuple, dict)):
+        got = f"a {type(value).__name__}"
+    elif getattr(value, "ndim", 0) > 0:
+        got = f"one array of shape {list(jnp.shape(value))}"
+    if got is not None:
+        raise ValueError(f"{name} must be one number for all tasks, got {got}.")
+    check_number(name, value, **interval)
+
+
 def check_whole(name: str, value: Any, *, low: int = 0) -> None:
     """Checks that a value, if it is a Python number, is an integer of at least `low`.
 
@@ -58,6 +83,26 @@ def check_whole(name: str, value: Any, *, low: int = 0) -> None:
         raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
 
 
+def check_static(name: str, value: Any, instead: str = "") -> None:
+    """Checks that a number that decides the shape of the program is a Python number.
+
+    Args:
+        name: What the caller calls the value, used in the message.
+        value: A Python or numpy number, or anything else that is not traced.
+        instead: What else would do, for the message.
+
+    Raises:
+        ValueError: If it is traced, as `optax.inject_hyperparams` does to all numbers.
+    """
+    if isinstance(value, jax.core.Tracer):
+        other = f", or give {instead}" if instead else ""
+        raise ValueError(
+            f"{name} must be known before the program is compiled, but is traced. "
+            f"optax.inject_hyperparams traces all numbers: add static_args=('{name}',)"
+            f"{other}."
+        )
+
+
 def check_last_axis(name: str, array: jax.typing.ArrayLike, size: int) -> None:
     """Checks the size of the last axis of an array.
 
@@ -69,6 +114,6 @@ def check_last_axis(name: str, array: jax.typing.ArrayLike, size: int) -> None:
     Raises:
         ValueError: If the last axis has another size or does not exist.
     """
-    shape = jax.numpy.shape(array)
+    shape = jnp.shape(array)
     if not shape or shape[-1] != size:
         raise ValueError(f"{name} must have shape [..., {size}], got {list(shape)}.")

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .checks import check_static
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskLayout:
@@ -38,9 +40,8 @@ class TaskLayout:
     @property
     def names(self) -> list[str]:
         """A name for each task: its path, and its index if its leaf holds several."""
-        indices = self.treedef.unflatten(range(len(self.shapes)))
         names = []
-        for path, leaf in jax.tree_util.tree_flatten_with_path(indices)[0]:
+        for path, leaf in self._paths_and_indices():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             if self.shapes[leaf] == ():
                 names.append(name or "0")
@@ -48,6 +49,18 @@ class TaskLayout:
                 prefix = f"{name}/" if name else ""
                 names += [f"{prefix}{i}" for i in range(self.sizes[leaf])]
         return names
+
+    @property
+    def has_names(self) -> bool:
+        """Whether the order of the tasks is more than that of a list or an array."""
+        keys = [key for path, _ in self._paths_and_indices() for key in path]
+        return not all(isinstance(key, jax.tree_util.SequenceKey) for key in keys)
+
+    @property
+    def template(self) -> str:
+        """What the user writes for one number per task: ``{'a': ..., 'b': ...}``."""
+        places = [_Place(shape) for shape in self.shapes]
+        return repr(self.treedef.unflatten(places))
 
     def position(self, name: str, task: str | int) -> int:
         """Finds a task.
@@ -63,6 +76,7 @@ class TaskLayout:
             ValueError: If there is no such task.
         """
         names = self.names
+        check_static(name, task, "the name of the task")
         if isinstance(task, str) and task in names:
             return names.index(task)
         if not isinstance(task, (str, bool)) and 0 <= task < len(names):
@@ -144,9 +158,11 @@ class TaskLayout:
         return leaves
 
     def _paths(self) -> list[str]:
+        return [jax.tree_util.keystr(path) for path, _ in self._paths_and_indices()]
+
+    def _paths_and_indices(self) -> list[tuple[Any, int]]:
         indices = self.treedef.unflatten(range(len(self.shapes)))
-        paths = jax.tree_util.tree_flatten_with_path(indices)[0]
-        return [jax.tree_util.keystr(path) for path, _ in paths]
+        return jax.tree_util.tree_flatten_with_path(indices)[0]
 
     def _structure_message(self, name: str, tree: Any, treedef: Any) -> str:
         ours, theirs = self._paths(), _paths_of(tree)
@@ -251,23 +267,76 @@ def per_task(name: str, value: Any, layout: TaskLayout) -> jax.Array:
 
     Args:
         name: What the user calls it, for the messages.
-        value: A scalar, a pytree like the tasks, or one [T] array.
+        value: A scalar or a pytree like the tasks. One [T] array or a list of numbers
+            only for tasks that have no names: one array, or a list of scalars.
         layout: The layout of the tasks.
 
     Returns:
         A [T] vector.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or holds something else than numbers.
     """
     if _is_array(value) and jnp.shape(value) == ():
         return jnp.full((layout.num_tasks,), value, layout.dtype)
-    return layout.vector(name, value, or_vector=True)
+    check_per_task(name, value, layout)
+    return layout.vector(name, value, or_vector=not layout.has_names)
+
+
+def check_per_task(name: str, value: Any, layout: TaskLayout) -> None:
+    """Checks what `per_task` reads, where the tasks are known before the first step.
+
+    Args:
+        name: What the user calls it, for the messages.
+        value: As for `per_task`.
+        layout: The layout of the tasks.
+
+    Raises:
+        ValueError: If `per_task` would.
+    """
+    if _is_array(value) and jnp.shape(value) == ():
+        return
+    # The order of a list is that in which its writer thinks of the tasks, but the tasks
+    # of a dict are sorted by name: it would go to the wrong ones without a word.
+    ordered = _is_array(value) or isinstance(value, (list, tuple))
+    if layout.has_names and ordered and jax.tree.structure(value) != layout.treedef:
+        raise ValueError(
+            f"{name} must be one number for all tasks, or one for each by name, "
+            f"{layout.template}; got {_describe(value)}, whose order may not be that "
+            "of the tasks."
+        )
+    leaves = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda x: x is None)
+    for path, leaf in leaves[0]:
+        if not _is_array(leaf):
+            hint = ""
+            if callable(leaf):
+                hint = (
+                    " For a schedule give optax.inject_hyperparams one function from "
+                    f"the step to a number or to {layout.template}."
+                )
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must be a number, got "
+                f"{_describe(leaf)}.{hint}"
+            )
+    if layout.has_names:
+        layout.check(name, value)
+
+
+class _Place:
+    """Stands for numbers that the user has to fill in."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def __repr__(self) -> str:
+        return f"<{list(self.shape)} numbers>" if self.shape else "..."
 
 
 def _describe(leaf: Any) -> str:
     if _is_array(leaf):
         return f"one array of shape {list(jnp.shape(leaf))}"
+    if isinstance(leaf, (list, tuple)):
+        return f"a {type(leaf).__name__} of {len(leaf)}"
     return f"{type(leaf).__name__} {leaf!r}"
 
 

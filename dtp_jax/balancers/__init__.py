@@ -84,6 +84,10 @@ from .by_loss._uncertainty import UncertaintyState as UncertaintyState
 from .by_loss._uncertainty import (
     uncertainty as uncertainty,  # learned noise (Kendall, 2018)
 )
+from .by_norm._equal_norms import EqualNormsState as EqualNormsState
+from .by_norm._equal_norms import (
+    equal_norms as equal_norms,  # jaxpi's default, for PINNs (Wang, 2023)
+)
 from .by_norm._excess_mtl import ExcessMtlState as ExcessMtlState
 from .by_norm._excess_mtl import excess_mtl as excess_mtl  # excess risk (He, 2024)
 from .by_norm._grad_norm import GradNormState as GradNormState

@@ -8,7 +8,7 @@ import optax
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import task_layout
 from dtp_jax._core.reads import required
 from dtp_jax.gradients import Shared, row_norms
@@ -80,7 +80,8 @@ def db_mtl(
         beta_sigma: How fast that falls, at least 0; 0 for not at all.
         eps: Added to the losses, greater than 0.
         shared: What `task_gradients` got as `shared`: only gradients of these
-            parameters are averaged, which takes T times their memory.
+            parameters are averaged, which takes T times their memory. A predicate needs
+            ``static_args=("shared",)`` under `optax.inject_hyperparams`.
         preferences: A balancer that runs first, as in `balance`; None for ones.
 
     Returns:
@@ -105,9 +106,9 @@ def db_mtl(
         1e-8 to the norms, too.
     """
     layout = task_layout(tasks)
-    check_number("beta", beta, low=0, high=1, open_high=True)
-    check_number("beta_sigma", beta_sigma, low=0)
-    check_number("eps", eps, low=0, open_low=True)
+    check_scalar("beta", beta, low=0, high=1, open_high=True)
+    check_scalar("beta_sigma", beta_sigma, low=0)
+    check_scalar("eps", eps, low=0, open_low=True)
 
     def init_memory(params: Any) -> DbMtlState:
         steps = jnp.zeros((layout.num_tasks,), jnp.int32)

@@ -8,7 +8,7 @@ import optax
 
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_number
-from dtp_jax._core.layout import per_task, task_layout
+from dtp_jax._core.layout import check_per_task, per_task, task_layout
 from dtp_jax._core.reads import required
 from dtp_jax.links._combiner import Combined, Inputs, combiner, weighted
 
@@ -84,8 +84,8 @@ def grad_drop(
     Args:
         tasks: Names, for losses given as ``{name: scalar}``; an int T, for losses given
             as one [T] array; or an example pytree of the losses.
-        leak: How much of a dropped value leaks through, in [0, 1]; a scalar, a pytree
-            like the tasks, or ``[T]``. 1 gives the sum of the gradients.
+        leak: How much of a dropped value leaks through, in [0, 1]; a scalar or a
+            pytree like the tasks. 1 gives the sum of the gradients.
         preferences: A balancer that runs first, as in `balance`; None for ones.
 
     Returns:
@@ -111,6 +111,7 @@ def grad_drop(
     layout = task_layout(tasks)
     for value in jax.tree.leaves(leak):
         check_number("leak", value, low=0, high=1)
+    check_per_task("leak", leak, layout)
 
     def rule(inputs: Inputs, memory: Any) -> Combined:
         how = "pass key=jax.random.fold_in(key, step) to update"

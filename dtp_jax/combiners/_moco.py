@@ -8,7 +8,7 @@ import optax
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import task_layout
 from dtp_jax.gradients import Shared
 from dtp_jax.links._combiner import Combined, Inputs, combiner, memory_of_rows, weighted
@@ -114,7 +114,8 @@ def moco(
         gamma_sigma: How fast that falls, at least 0.
         rho: Pulls the weights together, at least 0.
         shared: What `task_gradients` got as `shared`: only these parameters are
-            tracked, which takes T times their memory.
+            tracked, which takes T times their memory. A predicate needs
+            ``static_args=("shared",)`` under `optax.inject_hyperparams`.
         preferences: A balancer that runs first, as in `balance`; None for ones.
 
     Returns:
@@ -141,10 +142,10 @@ def moco(
         softmax for the projection and scales each gradient to the length of its loss.
     """
     layout = task_layout(tasks)
-    check_number("beta", beta, low=0, high=1)
+    check_scalar("beta", beta, low=0, high=1)
     numbers = {"beta_sigma": beta_sigma, "gamma": gamma, "gamma_sigma": gamma_sigma}
     for name, value in {**numbers, "rho": rho}.items():
-        check_number(name, value, low=0)
+        check_scalar(name, value, low=0)
     num_tasks = layout.num_tasks
 
     def init_memory(params: Any) -> MocoState:

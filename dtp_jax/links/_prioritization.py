@@ -8,7 +8,7 @@ import optax
 from dtp_jax import balancers, curricula
 from dtp_jax._core.balancer import Balancer, checked_balancer
 from dtp_jax._core.checks import check_whole
-from dtp_jax._core.layout import task_layout
+from dtp_jax._core.layout import check_per_task, task_layout
 from dtp_jax.balancers.on_weights._normalize_weights import Total
 from dtp_jax.links._balance import balance
 
@@ -43,8 +43,8 @@ def dynamic_task_prioritization(
     Args:
         tasks: Names, for losses given as ``{name: scalar}``; an int T, for losses given
             as one [T] array; or an example pytree of the losses.
-        gamma: How fast a task is discounted as it does better, at least 0; a scalar, a
-            pytree like the tasks, or ``[T]``. The default 2 is the usual focal value;
+        gamma: How fast a task is discounted as it does better, at least 0; a scalar or
+            a pytree like the tasks. The default 2 is the usual focal value;
             the paper's headline runs use 1, which won its ablation.
         alpha: The weight of the new KPI in the average, in [0, 1].
         kpi_min: Bounds the weights where a KPI is near 0; in (0, 1). The paper gives no
@@ -95,6 +95,7 @@ def dynamic_task_prioritization(
     if stages is not None:
         curricula.check_stages(stages, layout)
     link = balancers.focal(gamma=gamma, alpha=alpha, kpi_min=kpi_min)
+    check_per_task("gamma", gamma, layout)
     link = curricula.warm_up(link, warmup_steps)
     if stages is not None:
         link = curricula.stages(stages, link)

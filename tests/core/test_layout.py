@@ -1,3 +1,4 @@
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -119,8 +120,39 @@ def test_a_list_fits_tasks_in_one_array() -> None:
         layout.vector("kpis", [0.5, 0.5, 0.5])
 
 
-@pytest.mark.parametrize(
-    "value", [2.0, jnp.array(2.0), {"a": 2.0, "b": 2.0}, jnp.array([2.0, 2.0])]
-)
+@pytest.mark.parametrize("value", [2.0, jnp.array(2.0), {"b": 2.0, "a": 2.0}])
 def test_per_task_hyperparameters(value: Any) -> None:
     assert per_task("gamma", value, LAYOUT).tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "value", [[2.0, 3.0], (2.0, 3.0), np.array([2.0, 3.0]), jnp.array([2.0, 3.0])]
+)
+@pytest.mark.parametrize("tasks", [2, jnp.zeros(2), [0.0, 0.0], (0.0, 0.0)])
+def test_a_list_gives_one_value_per_task_where_tasks_have_no_names(
+    value: Any, tasks: Any
+) -> None:
+    assert per_task("gamma", value, task_layout(tasks)).tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "value", "message"),
+    [
+        (["b", "a"], [10.0, 1.0], r"{'a': ..., 'b': ...}; got a list of 2, whose"),
+        (["b", "a"], (10.0, 1.0), r"{'a': ..., 'b': ...}; got a tuple of 2"),
+        (["b", "a"], np.ones(2), r"{'a': ..., 'b': ...}; got one array of shape [2]"),
+        (["b", "a"], jnp.ones(2), r"{'a': ..., 'b': ...}; got one array of shape [2]"),
+        (["a"], [2.0], r"{'a': ...}; got a list of 1"),
+        (Pair(0.0, jnp.zeros(2)), [1.0] * 3, "Pair(left=..., right=<[2] numbers>)"),
+        ({"x": {"y": 0.0}, "z": 0.0}, np.ones(2), "{'x': {'y': ...}, 'z': ...}"),
+        (["b", "a"], {"b": 1.0, "c": 1.0}, "does not match the tasks a, b: tasks with"),
+        (["b", "a"], {"a": 1.0, "b": None}, "gamma['b'] must be a number, got NoneTy"),
+        (2, [1.0, None], "gamma[1] must be a number, got NoneType"),
+        (["b", "a"], {"a": 1.0, "b": "2"}, "gamma['b'] must be a number, got str '2'"),
+    ],
+)
+def test_what_is_not_one_value_per_named_task_raises(
+    tasks: Any, value: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        per_task("gamma", value, task_layout(tasks))

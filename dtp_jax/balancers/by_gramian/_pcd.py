@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_number, check_scalar
 from dtp_jax._core.layout import layout_of, per_task
 from dtp_jax._core.linalg import correlation, subproblem
 from dtp_jax._core.reads import gramian_of
@@ -107,9 +107,11 @@ def pcd(
 
     Args:
         primary: The task that leads: its name, or its position in the order of
-            `jax.tree.leaves`.
+            `jax.tree.leaves`. A position needs ``static_args=("primary",)`` under
+            `optax.inject_hyperparams`.
         tau: Least progress of the other tasks, relative to that of a step along their
-            own gradient; a scalar, or one per task. Zero forbids only conflict.
+            own gradient; a scalar or a pytree like the tasks. Zero forbids only
+            conflict.
         decay: Of the average of the squared norms, in [0, 1).
         eps: Added to it.
 
@@ -139,8 +141,8 @@ def pcd(
     """
     for leaf in jax.tree.leaves(tau):
         check_number("tau", leaf, low=0)
-    check_number("decay", decay, low=0, high=1, open_high=True)
-    check_number("eps", eps, low=0)
+    check_scalar("decay", decay, low=0, high=1, open_high=True)
+    check_scalar("eps", eps, low=0)
 
     def init(params: Any) -> PcdState:
         layout = layout_of(params)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import SMALLEST_WEIGHT, Balancer, transformation
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import layout_of, per_task
 from dtp_jax._core.reads import required
 from dtp_jax.kpi import (
@@ -44,8 +44,8 @@ def focal(
     gets 1e-30.
 
     Args:
-        gamma: How fast a task is discounted as it does better, at least 0; a scalar, a
-            pytree like the tasks or ``[T]``. The paper's headline runs use 1.
+        gamma: How fast a task is discounted as it does better, at least 0; a scalar or
+            a pytree like the tasks. The paper's headline runs use 1.
         alpha: The weight of the new KPI in the average, in [0, 1].
         kpi_min: Bounds the weights where a KPI is near 0; in (0, 1).
         differentiate_kpis: Whether derivatives flow from the weights into the KPIs, for
@@ -74,8 +74,8 @@ def focal(
         equations 3 and 4. Heads: ``balance(..., heads="weights")``.
     """
     check_gamma(gamma)
-    check_number("alpha", alpha, low=0, high=1)
-    check_number("kpi_min", kpi_min, low=0, high=1, open_low=True, open_high=True)
+    check_scalar("alpha", alpha, low=0, high=1)
+    check_scalar("kpi_min", kpi_min, low=0, high=1, open_low=True, open_high=True)
 
     def init(params: Any) -> FocalState:
         return FocalState(init_kpis(layout_of(params).vector("losses", params)))

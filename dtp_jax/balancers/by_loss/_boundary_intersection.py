@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, loss_weighting
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_number, check_scalar
 from dtp_jax._core.layout import TaskLayout, per_task
 
 
@@ -36,8 +36,8 @@ def boundary_intersection(
 
     Args:
         penalty: Theta, at least 0. The paper uses 5.
-        direction: The paper's lambda, at least 0; a scalar, a pytree like the tasks, or
-            ``[T]``. Only ratios matter.
+        direction: The paper's lambda, at least 0; a scalar or a pytree like the tasks.
+            Only ratios matter.
         reference: The ideal point, a value that each loss does not fall below; as
             above.
 
@@ -63,7 +63,7 @@ def boundary_intersection(
         II.C, written there for maximization. Scaling the losses by the preferences is
         ours; with ones it is the paper's. Heads: ``balance(..., heads="weights")``.
     """
-    check_number("penalty", penalty, low=0)
+    check_scalar("penalty", penalty, low=0)
     for number in jax.tree.leaves(direction):
         check_number("direction", number, low=0)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, loss_weighting
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_number, check_scalar
 from dtp_jax._core.layout import TaskLayout, per_task
 
 # What a loss relative to its nadir is at least, as in the authors' code, and at most.
@@ -31,8 +31,8 @@ def chebyshev(
     objective n times as large, for n active tasks, so that ``w = n softmax(y / mu) / (L
     - reference)``. With preferences of one and a reference of 0 this is what the
     authors train with after a warm-up on the sum of ``log L``. Here, average the losses
-    over some first epoch, and rebuild the balancer with them as nadir, or inject them
-    by `optax.inject_hyperparams`.
+    over some first epoch, and rebuild the balancer with them as nadir: it has no state
+    that would be lost.
 
     Losses may be negative and of any size; they should lie above `reference`, or a
     larger preference lowers the weight. With a nadir, what is divided by it counts as
@@ -43,7 +43,7 @@ def chebyshev(
         mu: The smoothness, in the unit of the losses, or of their logarithm if there is
             a nadir; positive. The paper tries 0.01 to 1.
         reference: The ideal point, a value that each loss does not fall below; a
-            scalar, a pytree like the tasks, or ``[T]``.
+            scalar or a pytree like the tasks.
         nadir: The size of each loss; None, or positive as above.
 
     Returns:
@@ -67,7 +67,7 @@ def chebyshev(
         learning, which has no preferences: putting p inside of the logarithm is ours,
         and keeps its meaning. Heads: ``balance(..., heads="weights")``.
     """
-    check_number("mu", mu, low=0, open_low=True)
+    check_scalar("mu", mu, low=0, open_low=True)
     for number in jax.tree.leaves(nadir):
         check_number("nadir", number, low=0, open_low=True)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, loss_weighting
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_number, check_scalar
 from dtp_jax._core.layout import TaskLayout, per_task
 
 # Vectors of losses that are shorter count as of this length.
@@ -26,7 +26,8 @@ def cosmos(*, penalty: jax.typing.ArrayLike = 1.0, direction: Any = 1.0) -> Bala
     The paper draws a direction from a Dirichlet distribution in each step and gives it
     to the network as an input, so that one network holds all trade-offs. For this,
     ``optax.inject_hyperparams(cosmos)(direction=array)`` keeps the direction in the
-    state, where each step can replace it.
+    state, where each step can replace it, for tasks in one array. For named tasks build
+    the balancer in the step: its state is empty.
 
     The cosine does not depend on the size of the losses, so its derivative, and with it
     the weights, grow as the losses shrink: choose the penalty for their unit. A weight
@@ -36,8 +37,8 @@ def cosmos(*, penalty: jax.typing.ArrayLike = 1.0, direction: Any = 1.0) -> Bala
 
     Args:
         penalty: Lambda, at least 0. The paper uses 0.01 to 8, by data set.
-        direction: The paper's preference vector, at least 0; a scalar, a pytree like
-            the tasks, or ``[T]``.
+        direction: The paper's preference vector, at least 0; a scalar or a pytree like
+            the tasks.
 
     Returns:
         A loss-driven balancer without state.
@@ -59,7 +60,7 @@ def cosmos(*, penalty: jax.typing.ArrayLike = 1.0, direction: Any = 1.0) -> Bala
         Learning", ICDM 2021, and their code. Scaling the losses by the preferences is
         ours; with ones it is the paper's. Heads: ``balance(..., heads="weights")``.
     """
-    check_number("penalty", penalty, low=0)
+    check_scalar("penalty", penalty, low=0)
     for number in jax.tree.leaves(direction):
         check_number("direction", number, low=0)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import read_losses
 
@@ -99,8 +99,8 @@ def dwa(*, temperature: jax.typing.ArrayLike = 2.0, lag: Literal[0, 1] = 1) -> B
         are the same to rounding. The guards for zero losses are ours. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_number("temperature", temperature, low=0, open_low=True)
-    if lag not in (0, 1):
+    check_scalar("temperature", temperature, low=0, open_low=True)
+    if not isinstance(lag, jax.Array) and lag not in (0, 1):
         raise ValueError(f"lag must be 0 or 1, got {lag!r}.")
 
     def init(params: Any) -> DwaState:
@@ -114,8 +114,10 @@ def dwa(*, temperature: jax.typing.ArrayLike = 2.0, lag: Literal[0, 1] = 1) -> B
         del extra_args
         layout, losses, preferences = read_losses("dwa", updates, params)
         active = preferences > 0
-        pair = (state.last, state.before_last) if lag else (losses, state.last)
-        weights = dwa_weights(*pair, preferences, temperature=temperature)
+        # `inject_hyperparams` traces the lag along with the temperature.
+        last = jnp.where(lag == 1, state.last, losses)
+        before_last = jnp.where(lag == 1, state.before_last, state.last)
+        weights = dwa_weights(last, before_last, preferences, temperature=temperature)
         new = DwaState(
             jnp.where(active, losses, state.last),
             jnp.where(active, state.last, state.before_last),

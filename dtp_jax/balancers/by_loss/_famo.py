@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import layout_of, per_task
 from dtp_jax._core.reads import read_losses
 
@@ -54,8 +54,8 @@ def famo(
         weight_decay: The paper's gamma: forgets old improvements. The paper says 1e-3;
             the authors' code defaults to 0.01, and their scripts use 0.01, 0.001, and 0
             for the two-task toy.
-        min_losses: A lower bound of each loss; a scalar, a pytree like the tasks or
-            ``[T]``. A loss below it counts as equal to it.
+        min_losses: A lower bound of each loss; a scalar or a pytree like the tasks. A
+            loss below it counts as equal to it.
         eps: Added to the gaps. A gap below it does not count any more; choose a smaller
             one where losses fall below 1e-7.
         optimizer: Moves the logits in place of Adam.
@@ -86,9 +86,9 @@ def famo(
         the same constant: on a fixed sequence the weights agree to rounding. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_number("learning_rate", learning_rate, low=0, open_low=True)
-    check_number("weight_decay", weight_decay, low=0)
-    check_number("eps", eps, low=0, open_low=True)
+    check_scalar("learning_rate", learning_rate, low=0, open_low=True)
+    check_scalar("weight_decay", weight_decay, low=0)
+    check_scalar("eps", eps, low=0, open_low=True)
     inner = optax.adam(learning_rate) if optimizer is None else optimizer
 
     def init(params: Any) -> FamoState:

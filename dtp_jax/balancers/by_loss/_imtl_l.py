@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number
-from dtp_jax._core.layout import layout_of
+from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.layout import layout_of, per_task
 from dtp_jax._core.reads import read_losses
 
 
@@ -22,7 +22,7 @@ class ImtlLState(NamedTuple):
 def imtl_l(
     *,
     optimizer: optax.GradientTransformation | None = None,
-    init_value: jax.typing.ArrayLike = 0.0,
+    init_value: Any = 0.0,
     bound: float = 10.0,
 ) -> Balancer:
     """Weights each task by a learned scale, which tends to one over its loss.
@@ -41,7 +41,8 @@ def imtl_l(
         optimizer: Moves the log-scales; Adam at a rate of 0.01 by default (our choice,
             the paper trains them with the optimizer of the parameters). No weight
             decay.
-        init_value: The log-scales at the start; 0 in the paper, for weights of one.
+        init_value: The log-scales at the start; a scalar or a pytree like the tasks. 0
+            in the paper, for weights of one.
         bound: Largest absolute log-scale (not in the paper).
 
     Returns:
@@ -65,12 +66,12 @@ def imtl_l(
         the paper's objective to rounding, up to the bound. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_number("bound", bound, low=0, open_low=True)
+    check_scalar("bound", bound, low=0, open_low=True)
     inner = optax.adam(1e-2) if optimizer is None else optimizer
 
     def init(params: Any) -> ImtlLState:
         layout = layout_of(params)
-        start = jnp.full((layout.num_tasks,), init_value, layout.dtype)
+        start = per_task("init_value", init_value, layout)
         return ImtlLState(start, inner.init(start))
 
     def update(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number, check_whole
+from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import read_losses, required
 
@@ -86,9 +86,9 @@ def relobralo(
         where their code compares with losses of one. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_number("alpha", alpha, low=0, high=1)
-    check_number("temperature", temperature, low=0, open_low=True)
-    check_number("rho", rho, low=0, high=1)
+    check_scalar("alpha", alpha, low=0, high=1)
+    check_scalar("temperature", temperature, low=0, open_low=True)
+    check_scalar("rho", rho, low=0, high=1)
     check_whole("seed", seed)
 
     def init(params: Any) -> RelobraloState:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, loss_weighting
+from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import TaskLayout
 
 
@@ -62,7 +63,14 @@ def scalarization(
         (6.0, 1.0)
     """
     if not callable(fn):
-        raise TypeError(f"fn must be a function of the losses, got {fn!r}.")
+        hint = ""
+        if isinstance(fn, jax.Array):
+            hint = (
+                " optax.inject_hyperparams takes a function for a schedule: add "
+                "static_args=('fn',)."
+            )
+        raise TypeError(f"fn must be a function of the losses, got {fn!r}.{hint}")
+    check_scalar("fill", fill)
 
     def rule(
         losses: jax.Array, preferences: jax.Array, layout: TaskLayout

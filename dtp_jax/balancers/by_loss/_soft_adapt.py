@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number, check_whole
+from dtp_jax._core.checks import check_scalar, check_static, check_whole
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import read_losses
 
@@ -51,7 +51,8 @@ def soft_adapt(
         beta: How much a rate counts; if negative, falling losses are preferred.
         variant: One of the above.
         order: Of the backward difference that estimates the rate, from 1 to 5. A higher
-            one follows a smooth loss more closely, and the noise of batches too.
+            one follows a smooth loss more closely, and the noise of batches too. Under
+            `optax.inject_hyperparams` say ``static_args=("order",)``.
 
     Returns:
         A loss-driven balancer whose weights sum to 1 for preferences of one. Instead of
@@ -82,7 +83,8 @@ def soft_adapt(
         `average_losses` around this balancer, and `normalize_weights` after it. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_number("beta", beta)
+    check_scalar("beta", beta)
+    check_static("order", order)
     check_whole("order", order, low=1)
     if order > 5:
         raise ValueError(f"order must be at most 5, got {order}.")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, transformation
-from dtp_jax._core.checks import check_number
-from dtp_jax._core.layout import TaskLayout, layout_of
+from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.layout import TaskLayout, layout_of, per_task
 from dtp_jax._core.reads import read_losses
 
 Kind = Literal["regression", "classification", "laplace"]
@@ -30,7 +30,7 @@ def uncertainty(
     kind: Any = "regression",
     optimizer: optax.GradientTransformation | None = None,
     positive: bool = False,
-    init_value: jax.typing.ArrayLike = 0.0,
+    init_value: Any = 0.0,
     bound: float = 10.0,
 ) -> Balancer:
     """Weights each task by the inverse of its learned noise.
@@ -60,8 +60,8 @@ def uncertainty(
         positive: Replaces the regularizer by ``log(1 + exp(s))``, which keeps the
             objective positive. With kind "regression" this is the form of Liebel and
             Koerner; the optimum is ``exp(s) = (L + sqrt(L^2 + 8 L)) / 4``.
-        init_value: The log-variances at the start. The paper reports the same end for
-            -2 to 5.
+        init_value: The log-variances at the start; a scalar or a pytree like the tasks.
+            The paper reports the same end for -2 to 5.
         bound: Largest absolute log-variance (not in the paper).
 
     Returns:
@@ -92,13 +92,13 @@ def uncertainty(
     for name in kinds:
         if name not in get_args(Kind):
             raise ValueError(f"kind must be one of {get_args(Kind)}, got {name!r}.")
-    check_number("bound", bound, low=0, open_low=True)
+    check_scalar("bound", bound, low=0, open_low=True)
     inner = optax.adam(1e-2) if optimizer is None else optimizer
 
     def init(params: Any) -> UncertaintyState:
         layout = layout_of(params)
         _check_kinds(kind, layout)
-        start = jnp.full((layout.num_tasks,), init_value, layout.dtype)
+        start = per_task("init_value", init_value, layout)
         return UncertaintyState(start, inner.init(start))
 
     def update(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number, check_whole
+from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import read_losses, squared_norms_of
 
@@ -94,10 +94,11 @@ def grad_norm(
         Adaptive Loss Balancing in Deep Multitask Networks", ICML 2018, equation 2 and
         algorithm 1; on a fixed sequence, with no weight at the floor, the weights agree
         to rounding. The authors published no code; others let weights turn negative,
-        or use the softmax. Heads: ``balance(..., heads="weights")``.
+        or use the softmax. What jaxpi calls ``scheme="grad_norm"`` is `equal_norms`.
+        Heads: ``balance(..., heads="weights")``.
     """
-    check_number("alpha", alpha, low=0)
-    check_number("min_weight", min_weight, low=0, high=1, open_low=True)
+    check_scalar("alpha", alpha, low=0)
+    check_scalar("min_weight", min_weight, low=0, high=1, open_low=True)
     check_whole("refresh_every", refresh_every, low=1)
     if parametrization not in get_args(Parametrization):
         raise ValueError(

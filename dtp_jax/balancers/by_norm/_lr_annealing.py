@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number, check_whole
+from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import required_gradients
 from dtp_jax.gradients import of_each_row
@@ -51,7 +51,8 @@ def lr_annealing(
 
     Args:
         primary: The task that the others are compared with: its name, or its position
-            in the order of `jax.tree.leaves`.
+            in the order of `jax.tree.leaves`. A position needs
+            ``static_args=("primary",)`` under `optax.inject_hyperparams`.
         alpha: The weight of the new quotient, in [0, 1].
         statistic: Of the primary gradient: "max" as in the paper; "mean", for weights
             that do not grow with the number of parameters.
@@ -84,10 +85,10 @@ def lr_annealing(
         algorithm 1; on a fixed sequence the weights agree to rounding. The authors'
         code differs: there 0.9 is the share of the old weight (``alpha=0.1``), the
         denominator is the gradient of the weighted loss, and the mean is that of the
-        means of the weight matrices, without biases. Heads:
-        ``balance(..., heads="weights")``.
+        means of the weight matrices, without biases. What jaxpi, their later code, does
+        by default is `equal_norms`. Heads: ``balance(..., heads="weights")``.
     """
-    check_number("alpha", alpha, low=0, high=1)
+    check_scalar("alpha", alpha, low=0, high=1)
     check_whole("refresh_every", refresh_every, low=1)
     if statistic not in get_args(Statistic):
         raise ValueError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number, check_whole
+from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.layout import TaskLayout, layout_of
 from dtp_jax._core.reads import read_losses, squared_norms_of
 from dtp_jax.gradients import row_norms, shared_rows
@@ -93,7 +93,7 @@ def ntk(
         the square root of theirs to compare means. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_number("decay", decay, low=0, high=1, open_high=True)
+    check_scalar("decay", decay, low=0, high=1, open_high=True)
     check_whole("refresh_every", refresh_every, low=1)
 
     def init(params: Any) -> NtkState:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number
-from dtp_jax._core.layout import TaskLayout, layout_of
+from dtp_jax._core.checks import check_scalar, check_static
+from dtp_jax._core.layout import TaskLayout, layout_of, per_task
 from dtp_jax._core.reads import required, required_gradients
 
 
@@ -25,7 +25,7 @@ def auto_lambda(
     *,
     primary: Sequence[str | int] | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    init_value: jax.typing.ArrayLike = 0.1,
+    init_value: Any = 0.1,
     min_weight: jax.typing.ArrayLike | None = None,
 ) -> Balancer:
     """Learns the weights by what a step would do to the losses of another batch.
@@ -59,7 +59,7 @@ def auto_lambda(
             weights independent of it, unless the derivatives are tiny.
         primary: The tasks that matter, by name or position; None for all.
         optimizer: Moves the weights; Adam at the authors' rate of 1e-4 by default.
-        init_value: The weights at the start.
+        init_value: The weights at the start; a scalar or a pytree like the tasks.
         min_weight: A lower bound; None lets weights turn negative, as in the paper,
             which undoes what a harmful task has taught.
 
@@ -93,14 +93,14 @@ def auto_lambda(
         parameters. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_number("learning_rate", learning_rate, low=0, open_low=True)
-    check_number("min_weight", min_weight)
+    check_scalar("learning_rate", learning_rate, low=0, open_low=True)
+    check_scalar("min_weight", min_weight)
     inner = optax.adam(1e-4) if optimizer is None else optimizer
 
     def init(params: Any) -> AutoLambdaState:
         layout = layout_of(params)
         _is_primary(primary, layout)
-        start = jnp.full((layout.num_tasks,), init_value, layout.dtype)
+        start = per_task("init_value", init_value, layout)
         return AutoLambdaState(start, inner.init(start))
 
     def update(
@@ -143,6 +143,7 @@ def auto_lambda(
 def _is_primary(primary: Sequence[str | int] | None, layout: TaskLayout) -> jax.Array:
     """``[T]``, which tasks are."""
     names = layout.names
+    check_static("primary", primary, "a list of them")
     tasks = range(len(names)) if primary is None else primary
     if isinstance(tasks, str) or not len(tasks):
         raise ValueError(f"primary must be a list of tasks, got {primary!r}.")

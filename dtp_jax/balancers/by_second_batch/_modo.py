@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 
 from ._multipliers import multiplier_weighting
 
@@ -124,8 +124,8 @@ def modo(
         along the third, as here along the first. Heads:
         ``balance(..., heads="preferences")``.
     """
-    check_number("gamma", gamma, low=0)
-    check_number("rho", rho, low=0)
+    check_scalar("gamma", gamma, low=0)
+    check_scalar("rho", rho, low=0)
 
     def rule(
         gramian: jax.Array, preferences: jax.Array, simplex: jax.Array

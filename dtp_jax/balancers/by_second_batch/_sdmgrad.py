@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer
-from dtp_jax._core.checks import check_number, check_whole
+from dtp_jax._core.checks import check_scalar, check_whole
 
 from ._multipliers import multiplier_weighting
 
@@ -155,10 +155,10 @@ def sdmgrad(
         NaN where batches disagree; LibMTL has a rate of 5. Heads:
         ``balance(..., heads="preferences")``.
     """
-    check_number("learning_rate", learning_rate, low=0, open_low=True)
+    check_scalar("learning_rate", learning_rate, low=0, open_low=True)
     check_whole("num_iters", num_iters, low=1)
-    check_number("reg", reg, low=0)
-    check_number("momentum", momentum, low=0, high=1, open_high=True)
+    check_scalar("reg", reg, low=0)
+    check_scalar("momentum", momentum, low=0, high=1, open_high=True)
 
     def rule(
         gramian: jax.Array, preferences: jax.Array, simplex: jax.Array

@@ -8,12 +8,10 @@ import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number
-from dtp_jax._core.layout import layout_of
+from dtp_jax._core.layout import layout_of, per_task
 
 
-def clip_weights(
-    low: jax.typing.ArrayLike | None = None, high: jax.typing.ArrayLike | None = None
-) -> Balancer:
+def clip_weights(low: Any = None, high: Any = None) -> Balancer:
     """Brings the weights of the active tasks into an interval.
 
     Chain it after another balancer. A weight of zero means that the task is not active,
@@ -23,14 +21,15 @@ def clip_weights(
     leave the interval.
 
     Args:
-        low: The lower bound; None for none.
-        high: The upper bound, positive; None for none.
+        low: The lower bound, a scalar or a pytree like the tasks; None for none.
+        high: The upper bound, positive, likewise.
 
     Returns:
         A balancer without state.
 
     Raises:
-        ValueError: If there is no bound, or the interval is empty.
+        ValueError: If there is no bound, or the interval is empty; from `update`, if a
+            bound does not match the tasks.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,9 +40,11 @@ def clip_weights(
     """
     if low is None and high is None:
         raise ValueError("clip_weights needs a bound: low=, high=, or both.")
-    check_number("low", low)
+    for number in jax.tree.leaves(low):
+        check_number("low", number)
     bottom = low if isinstance(low, (int, float)) and low > 0 else 0
-    check_number("high", high, low=bottom, open_low=bottom == 0)
+    for number in jax.tree.leaves(high):
+        check_number("high", number, low=bottom, open_low=bottom == 0)
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -52,6 +53,8 @@ def clip_weights(
         layout = layout_of(updates)
         weights = layout.vector("preferences", updates)
         active = jnp.asarray(weights != 0, weights.dtype)
-        return layout.tree(nonzero(jnp.clip(weights, low, high), active)), state
+        lower = per_task("low", -jnp.inf if low is None else low, layout)
+        upper = per_task("high", jnp.inf if high is None else high, layout)
+        return layout.tree(nonzero(jnp.clip(weights, lower, upper), active)), state
 
     return transformation(lambda params: optax.EmptyState(), update)

@@ -8,10 +8,10 @@ import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number
-from dtp_jax._core.layout import layout_of
+from dtp_jax._core.layout import layout_of, per_task
 
 
-def floor(min_weight: jax.typing.ArrayLike) -> Balancer:
+def floor(min_weight: Any) -> Balancer:
     """Gives each active task at least a certain weight.
 
     Computes ``max(w, min_weight)``, so that no task is forgotten: with `floor` chained
@@ -20,13 +20,15 @@ def floor(min_weight: jax.typing.ArrayLike) -> Balancer:
     that are large enough do not change, so the sum may grow.
 
     Args:
-        min_weight: At least 0; for 0 the least weight is 1e-30.
+        min_weight: At least 0, a scalar or a pytree like the tasks; for 0 the least
+            weight is 1e-30.
 
     Returns:
         A balancer without state.
 
     Raises:
-        ValueError: If `min_weight` is negative.
+        ValueError: If `min_weight` is negative; from `update`, if it does not match the
+            tasks.
 
     Example:
         >>> import jax.numpy as jnp
@@ -34,7 +36,8 @@ def floor(min_weight: jax.typing.ArrayLike) -> Balancer:
         >>> balancer.update(weights, balancer.init(weights))[0].tolist()
         [3.0, 0.25, 0.0]
     """
-    check_number("min_weight", min_weight, low=0)
+    for number in jax.tree.leaves(min_weight):
+        check_number("min_weight", number, low=0)
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -43,6 +46,7 @@ def floor(min_weight: jax.typing.ArrayLike) -> Balancer:
         layout = layout_of(updates)
         weights = layout.vector("preferences", updates)
         active = jnp.asarray(weights != 0, weights.dtype)
-        return layout.tree(nonzero(jnp.maximum(weights, min_weight), active)), state
+        least = per_task("min_weight", min_weight, layout)
+        return layout.tree(nonzero(jnp.maximum(weights, least), active)), state
 
     return transformation(lambda params: optax.EmptyState(), update)
