@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.checks import check_number
+from dtp_jax._core.numerics import as_floats, expm1, working_type
 
 
 def class_balanced_weights(
@@ -25,7 +26,7 @@ def class_balanced_weights(
         ``[C]``.
 
     Raises:
-        ValueError: If `beta` is a number outside of [0, 1).
+        ValueError: If `beta` is a number outside of [0, 1), or the shapes do not fit.
 
     Example:
         ``E = 1, 1.5`` for one and two samples at beta = 0.5.
@@ -40,11 +41,22 @@ def class_balanced_weights(
         2019, equation 3.
     """
     check_number("beta", beta, low=0, high=1, open_high=True)
-    counts = jnp.asarray(counts, jnp.result_type(jnp.float32, beta))
+    if jnp.ndim(counts) != 1 or jnp.ndim(beta) != 0:
+        raise ValueError(
+            "counts must have shape [C] and beta must be a scalar, got "
+            f"{list(jnp.shape(counts))} and {list(jnp.shape(beta))}."
+        )
+    dtype = working_type(beta)
+    counts = jnp.asarray(counts, dtype)
     present = counts > 0
+    # A number of Python is taken from one in its own 64 bits: in 32, 0.99999999 is one.
+    # An array is what it is, and float32 near one is subtracted from one exactly.
+    rest = jnp.asarray(1 - (as_floats(beta) if isinstance(beta, jax.Array) else beta))
+    rest = rest.astype(dtype)
     # beta = 0 has no logarithm; one sample is then as good as many.
-    logs = jnp.log1p(-(1 - jnp.where(beta == 0, 0.5, beta)))
-    effective = -jnp.expm1(jnp.where(present, counts, 1) * logs) / (1 - beta)
-    inverse = jnp.where(present, 1 / jnp.where(beta == 0, 1, effective), 0)
+    zero = rest == 1
+    logs = jnp.log1p(-jnp.where(zero, 0.5, rest))
+    effective = -expm1(jnp.where(present, counts, 1) * logs) / rest
+    inverse = jnp.where(present, 1 / jnp.where(zero, 1, effective), 0)
     total = jnp.sum(inverse)
     return inverse * jnp.sum(present) / jnp.where(total > 0, total, 1)
