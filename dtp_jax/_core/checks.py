@@ -103,6 +103,74 @@ def check_static(name: str, value: Any, instead: str = "") -> None:
         )
 
 
+def check_same_shape(
+    name_a: str, a: jax.typing.ArrayLike, name_b: str, b: jax.typing.ArrayLike
+) -> None:
+    """Checks that two arrays have the same shape.
+
+    Args:
+        name_a: What the caller calls the first, used in the message.
+        a: An array, of which only the shape is read.
+        name_b: What the caller calls the second.
+        b: Another array.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    shape_a, shape_b = jnp.shape(a), jax.numpy.shape(b)
+    if shape_a != shape_b:
+        raise ValueError(
+            f"{name_a} and {name_b} must have the same shape, got {list(shape_a)} and "
+            f"{list(shape_b)}."
+        )
+
+
+def check_labels(logits: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> None:
+    """Checks that there is one label for each row of logits.
+
+    Args:
+        logits: An array ``[..., C]``, of which only the shape is read.
+        labels: An array ``[...]``.
+
+    Raises:
+        ValueError: If the leading axes differ, or the logits are a scalar.
+    """
+    shape, rows = jnp.shape(logits), jax.numpy.shape(labels)
+    if not shape or shape[:-1] != rows:
+        raise ValueError(
+            "logits [..., C] and labels [...] must have the same leading axes, got "
+            f"{list(shape)} and {list(rows)}."
+        )
+
+
+def check_no_new_axes(**arrays: jax.typing.ArrayLike) -> None:
+    """Checks that arrays broadcast without an axis that one of them does not have.
+
+    Scalars broadcast to anything, and sizes of 1 to any size. That ``[B]`` and
+    ``[B, 1]`` make ``[B, B]`` is the mistake that this finds.
+
+    Args:
+        **arrays: The arrays, of which only the shapes are read, by the names that the
+            caller gives them.
+
+    Raises:
+        ValueError: If two of them, not scalars, differ in the number of axes, or in a
+            size that is not 1.
+    """
+    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    full = [shape for shape in shapes.values() if shape]
+    fit = len({len(shape) for shape in full}) <= 1 and all(
+        len({size for size in sizes if size != 1}) <= 1
+        for sizes in zip(*full, strict=False)
+    )
+    if not fit:
+        got = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        raise ValueError(
+            "All but scalars must have the same shape, or 1 for a size to be repeated, "
+            f"got {got}. Add missing axes with size 1, or take away those too many."
+        )
+
+
 def check_last_axis(name: str, array: jax.typing.ArrayLike, size: int) -> None:
     """Checks the size of the last axis of an array.
 

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dtp_jax._core.numerics import divide, exp_minus
+from dtp_jax._core.numerics import divide, exp_minus, expm1, in_working_type
 
-from ._parameters import parameters
+from ._parameters import parameters, standardize
 
 
+@in_working_type
 def pdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Density: ``exp(-z - exp(-z)) / scale``.
 
@@ -30,10 +31,11 @@ def pdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, scale = _standardize(x, loc, scale)
+    z, scale = standardize(x, loc, scale)
     return divide(exp_minus(z) * jnp.exp(-exp_minus(z)), scale)
 
 
+@in_working_type
 def logpdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Log-density: ``-z - exp(-z) - log(scale)``.
 
@@ -55,13 +57,14 @@ def logpdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Ar
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, scale = _standardize(x, loc, scale)
+    z, scale = standardize(x, loc, scale)
     # Below -50, z is lost against exp(-z) in all precisions, but if it overflowed it
     # would turn the difference into NaN.
     linear = jnp.where(z < -50, -50, z)
     return -linear - exp_minus(z, -jnp.inf) - jnp.log(scale)
 
 
+@in_working_type
 def cdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Probability of at most `x`: ``exp(-exp(-z))``.
 
@@ -83,10 +86,11 @@ def cdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _ = _standardize(x, loc, scale)
+    z, _ = standardize(x, loc, scale)
     return jnp.exp(-exp_minus(z))
 
 
+@in_working_type
 def logcdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Log-probability of at most `x`: ``-exp(-z)``.
 
@@ -108,10 +112,11 @@ def logcdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Ar
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _ = _standardize(x, loc, scale)
+    z, _ = standardize(x, loc, scale)
     return -exp_minus(z, -jnp.inf)
 
 
+@in_working_type
 def sf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Probability of more than `x`: ``1 - exp(-t)``, computed as ``-expm1(-t)``.
 
@@ -133,13 +138,11 @@ def sf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _ = _standardize(x, loc, scale)
-    t = exp_minus(z)
-    # The derivative of expm1 is computed as expm1 + 1, which has no correct digit left
-    # where t is large. There the plain difference is as accurate, and so is its slope.
-    return jnp.where(z > 0, -jnp.expm1(-t), 1 - jnp.exp(-t))
+    z, _ = standardize(x, loc, scale)
+    return -expm1(-exp_minus(z))
 
 
+@in_working_type
 def logsf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Log-probability of more than `x`: ``log(1 - exp(-t))``.
 
@@ -165,7 +168,7 @@ def logsf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Arr
         Gumbel, "Statistics of Extremes", 1958. Maechler, "Accurately Computing
         log(1 - exp(-|a|))", 2012, on log1mexp.
     """
-    z, _ = _standardize(x, loc, scale)
+    z, _ = standardize(x, loc, scale)
     t = exp_minus(z)
     far = z > 7
     # The next term of the expansion, t^4 / 2880, is below 3e-16 there.
@@ -173,6 +176,7 @@ def logsf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Arr
     return jnp.where(far, tail, jax.nn.log1mexp(jnp.where(far, 1, t)))
 
 
+@in_working_type
 def ppf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Quantile, the inverse of `cdf`: ``loc - scale log(-log(q))``.
 
@@ -198,13 +202,10 @@ def ppf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    q, loc, scale = parameters(q, loc, scale)
-    inside = (q > 0) & (q < 1)
-    z = -jnp.log(-jnp.log(jnp.where(inside, q, 0.5)))
-    z = jnp.where(inside, z, _at_ends(q, -jnp.inf, jnp.inf))
-    return loc + scale * z
+    return _quantile(q, loc, scale, upper=False)
 
 
+@in_working_type
 def isf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Upper quantile, the inverse of `sf`: ``loc - scale log(-log1p(-q))``.
 
@@ -229,21 +230,18 @@ def isf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
+    return _quantile(q, loc, scale, upper=True)
+
+
+def _quantile(
+    q: ArrayLike, loc: ArrayLike, scale: ArrayLike, *, upper: bool
+) -> jax.Array:
     q, loc, scale = parameters(q, loc, scale)
     inside = (q > 0) & (q < 1)
-    z = -jnp.log(-jnp.log1p(-jnp.where(inside, q, 0.5)))
-    z = jnp.where(inside, z, _at_ends(q, jnp.inf, -jnp.inf))
+    safe = jnp.where(inside, q, 0.5)
+    z = -jnp.log(-(jnp.log1p(-safe) if upper else jnp.log(safe)))
+    # At the ends the limits; NaN occurs only where it is the answer, so that a search
+    # for NaN in every operation does not stop here.
+    z = jnp.where(inside, z, jnp.where((q == 0) == upper, jnp.inf, -jnp.inf))
+    z = jnp.where((q >= 0) & (q <= 1), z, jnp.nan)
     return loc + scale * z
-
-
-def _standardize(
-    x: ArrayLike, loc: ArrayLike, scale: ArrayLike
-) -> tuple[jax.Array, jax.Array]:
-    """Returns z and the scale."""
-    x, loc, scale = parameters(x, loc, scale)
-    return divide(x - loc, scale), scale
-
-
-def _at_ends(q: jax.Array, at_zero: float, at_one: float) -> jax.Array:
-    """Returns the limits at zero and one, and NaN elsewhere."""
-    return jnp.where(q == 0, at_zero, jnp.where(q == 1, at_one, jnp.nan))

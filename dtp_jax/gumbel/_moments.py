@@ -7,9 +7,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dtp_jax._core.checks import check_number
-from dtp_jax._core.numerics import divide, expm1_minus_identity
+from dtp_jax._core.numerics import (
+    difference,
+    divide,
+    expm1_minus_identity,
+    in_working_type,
+    working_type,
+)
 
-from ._parameters import parameters
+from ._parameters import parameters, positive
 
 _EULER_GAMMA = 0.5772156649015329
 
@@ -38,6 +44,7 @@ _ZETA_MINUS_ONE = (
 )
 
 
+@in_working_type
 def mean(loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Mean: ``loc + gamma scale``, with Euler's constant ``gamma = 0.5772...``.
 
@@ -62,6 +69,7 @@ def mean(loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     return loc + _EULER_GAMMA * scale
 
 
+@in_working_type
 def mode(loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Mode, where the density is the largest: `loc`.
 
@@ -86,6 +94,7 @@ def mode(loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     return jnp.where(scale > 0, loc, scale)
 
 
+@in_working_type
 def median(loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Median: ``loc - scale log(log(2))``.
 
@@ -110,6 +119,7 @@ def median(loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     return loc - scale * math.log(math.log(2))
 
 
+@in_working_type
 def variance(loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Variance: ``(pi scale)^2 / 6``.
 
@@ -134,6 +144,7 @@ def variance(loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     return jnp.square(scale * (math.pi / math.sqrt(6)))
 
 
+@in_working_type
 def entropy(loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Differential entropy: ``log(scale) + 1 + gamma``.
 
@@ -158,6 +169,7 @@ def entropy(loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     return jnp.log(scale) + (1 + _EULER_GAMMA)
 
 
+@in_working_type
 def kl_divergence(
     loc_p: ArrayLike, scale_p: ArrayLike, loc_q: ArrayLike, scale_q: ArrayLike
 ) -> jax.Array:
@@ -196,10 +208,14 @@ def kl_divergence(
     """
     check_number("scale_p", scale_p, low=0, open_low=True)
     check_number("scale_q", scale_q, low=0, open_low=True)
-    loc_p, scale_p = parameters(loc_p, scale_p)
-    loc_q, scale_q = parameters(loc_q, scale_q)
-    ratio = divide(scale_p, scale_q)
-    excess = divide(scale_p - scale_q, scale_q)
+    dtype = working_type(loc_p, scale_p, loc_q, scale_q)
+    apart, wider, scale_p, scale_q = jnp.broadcast_arrays(
+        difference(loc_q, loc_p, dtype),
+        difference(scale_p, scale_q, dtype),
+        positive(scale_p, dtype),
+        positive(scale_q, dtype),
+    )
+    ratio, excess = divide(scale_p, scale_q), divide(wider, scale_q)
 
     near = jnp.abs(excess) < 0.5
     # log(Gamma(1 + e)) + gamma e is the sum over k >= 2 of zeta(k) (-e)^k / k. With one
@@ -217,5 +233,5 @@ def kl_divergence(
 
     log_gamma = jnp.where(near, near_log_gamma, jax.lax.lgamma(r + 1))
     width = jnp.where(near, near_width, far_width)
-    a = divide(loc_q - loc_p, scale_q) + log_gamma
+    a = divide(apart, scale_q) + log_gamma
     return width + expm1_minus_identity(a)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dtp_jax._core.checks import check_number, check_whole
-from dtp_jax._core.numerics import divide, exp_minus
+from dtp_jax._core.numerics import divide, exp_minus, working_type
 
 from ._parameters import parameters
 
@@ -233,8 +233,7 @@ def top_k(key: jax.Array, logits: ArrayLike, k: int) -> jax.Array:
 
 
 def _at_least_float32(logits: ArrayLike) -> jax.Array:
-    dtype = jnp.promote_types(jnp.result_type(logits, float), jnp.float32)
-    return jnp.asarray(logits, dtype)
+    return jnp.asarray(logits, working_type(logits))
 
 
 def _check_axis(logits: jax.Array) -> None:

@@ -6,9 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dtp_jax._core.numerics import expm1_minus_identity
+from dtp_jax._core.numerics import (
+    difference,
+    expm1_minus_identity,
+    in_working_type,
+    working_type,
+)
 
 
+@in_working_type
 def gaussian_entropy(log_variance: ArrayLike) -> jax.Array:
     """Differential entropy of a Gaussian: ``[log(2 pi e) + log_variance] / 2``.
 
@@ -26,10 +32,11 @@ def gaussian_entropy(log_variance: ArrayLike) -> jax.Array:
     References:
         Cover and Thomas, "Elements of Information Theory", 2006, chapter 8.
     """
-    log_variance = jnp.asarray(log_variance, jnp.result_type(log_variance, float))
+    log_variance = jnp.asarray(log_variance, working_type(log_variance))
     return (math.log(2 * math.pi) + 1 + log_variance) / 2
 
 
+@in_working_type
 def gaussian_kl_divergence(
     mean_p: ArrayLike,
     log_variance_p: ArrayLike,
@@ -63,16 +70,14 @@ def gaussian_kl_divergence(
     References:
         Kullback and Leibler, "On Information and Sufficiency", 1951.
     """
-    arguments = (mean_p, log_variance_p, mean_q, log_variance_q)
-    dtype = jnp.result_type(*arguments, float)
-    mean_p, log_variance_p, mean_q, log_variance_q = [
-        jnp.asarray(argument, dtype) for argument in arguments
-    ]
+    dtype = working_type(mean_p, log_variance_p, mean_q, log_variance_q)
+    apart = difference(mean_p, mean_q, dtype)
+    wider = difference(log_variance_p, log_variance_q, dtype)
     # The precision is bounded where its root would overflow, lest it meet a difference
     # of zero. The square is taken last since the precision overflows before its root.
     limit = math.log(jnp.finfo(dtype).max) - 1
-    log_root = -log_variance_q / 2
+    log_root = -jnp.asarray(log_variance_q, dtype) / 2
     log_root = jnp.where(log_root > limit, limit, log_root)
-    distance = jnp.square((mean_p - mean_q) * jnp.exp(log_root))
-    excess = expm1_minus_identity(log_variance_p - log_variance_q)
-    return (excess + distance) / 2
+    apart, wider, log_root = jnp.broadcast_arrays(apart, wider, log_root)
+    distance = jnp.square(apart * jnp.exp(log_root))
+    return (expm1_minus_identity(wider) + distance) / 2

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ._inputs import Axis, check_base, log_probabilities, total
+from ._inputs import Axis, of_logits
 
 
 def entropy_from_logits(
@@ -41,10 +41,7 @@ def entropy_from_logits(
     References:
         Shannon, "A Mathematical Theory of Communication", 1948.
     """
-    check_base(base)
-    (log_p,) = log_probabilities(axis, where, logits)
-    terms = -jnp.exp(log_p) * jnp.where(log_p == -jnp.inf, 0, log_p)
-    return total(terms, axis, base)
+    return of_logits(_entropy, logits, axis=axis, where=where, base=base)
 
 
 def cross_entropy_from_logits(
@@ -83,12 +80,9 @@ def cross_entropy_from_logits(
     References:
         Shannon, "A Mathematical Theory of Communication", 1948.
     """
-    check_base(base)
-    log_p, log_q = log_probabilities(axis, where, p_logits, q_logits)
-    impossible = log_q == -jnp.inf
-    terms = -jnp.exp(log_p) * jnp.where(impossible, 0, log_q)
-    terms = jnp.where(impossible & (log_p != -jnp.inf), jnp.inf, terms)
-    return total(terms, axis, base)
+    return of_logits(
+        _cross_entropy, p_logits, q_logits, axis=axis, where=where, base=base
+    )
 
 
 def kl_divergence_from_logits(
@@ -126,12 +120,9 @@ def kl_divergence_from_logits(
     References:
         Kullback and Leibler, "On Information and Sufficiency", 1951.
     """
-    check_base(base)
-    log_p, log_q = log_probabilities(axis, where, p_logits, q_logits)
-    in_p, in_q = log_p != -jnp.inf, log_q != -jnp.inf
-    gap = jnp.where(in_p & in_q, log_p, 0) - jnp.where(in_p & in_q, log_q, 0)
-    terms = jnp.where(in_p & ~in_q, jnp.inf, jnp.exp(log_p) * gap)
-    return total(terms, axis, base)
+    return of_logits(
+        _kl_divergence, p_logits, q_logits, axis=axis, where=where, base=base
+    )
 
 
 def js_divergence_from_logits(
@@ -170,12 +161,31 @@ def js_divergence_from_logits(
     References:
         Lin, "Divergence Measures Based on the Shannon Entropy", 1991.
     """
-    check_base(base)
-    log_p, log_q = log_probabilities(axis, where, p_logits, q_logits)
+    return of_logits(
+        _js_divergence, p_logits, q_logits, axis=axis, where=where, base=base
+    )
+
+
+def _entropy(log_p: jax.Array) -> jax.Array:
+    return -jnp.exp(log_p) * jnp.where(log_p == -jnp.inf, 0, log_p)
+
+
+def _cross_entropy(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    impossible = log_q == -jnp.inf
+    terms = -jnp.exp(log_p) * jnp.where(impossible, 0, log_q)
+    return jnp.where(impossible & (log_p != -jnp.inf), jnp.inf, terms)
+
+
+def _kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    in_p, in_q = log_p != -jnp.inf, log_q != -jnp.inf
+    gap = jnp.where(in_p & in_q, log_p, 0) - jnp.where(in_p & in_q, log_q, 0)
+    return jnp.where(in_p & ~in_q, jnp.inf, jnp.exp(log_p) * gap)
+
+
+def _js_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     both = (log_p != -jnp.inf) & (log_q != -jnp.inf)
     gap = jnp.where(both, log_q, 0) - jnp.where(both, log_p, 0)
     # What only one of the two can produce tells them apart: it contributes log 2.
     p_over_m = math.log(2) - jnp.where(both, jax.nn.softplus(gap), 0)
     q_over_m = math.log(2) - jnp.where(both, jax.nn.softplus(-gap), 0)
-    terms = (jnp.exp(log_p) * p_over_m + jnp.exp(log_q) * q_over_m) / 2
-    return total(terms, axis, base)
+    return (jnp.exp(log_p) * p_over_m + jnp.exp(log_q) * q_over_m) / 2

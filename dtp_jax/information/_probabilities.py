@@ -1,11 +1,15 @@
 """Measures of probabilities."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr, rel_entr
 from jax.typing import ArrayLike
 
-from ._inputs import Axis, check_base, in_base, probabilities, total
+from dtp_jax._core.numerics import working_type
+
+from ._inputs import Axis, in_base, of_probabilities
 
 
 def self_information(p: ArrayLike, *, base: ArrayLike | None = None) -> jax.Array:
@@ -31,11 +35,11 @@ def self_information(p: ArrayLike, *, base: ArrayLike | None = None) -> jax.Arra
     References:
         Shannon, "A Mathematical Theory of Communication", 1948.
     """
-    check_base(base)
-    p = jnp.asarray(p, jnp.result_type(p, float))
+    dtype = jnp.result_type(p, float)
+    p = jnp.asarray(p, working_type(p))
     impossible = p == 0
     nats = jnp.where(impossible, jnp.inf, -jnp.log(jnp.where(impossible, 1, p)))
-    return in_base(nats, base)
+    return in_base(nats, base).astype(dtype)
 
 
 def entropy(
@@ -71,10 +75,7 @@ def entropy(
     References:
         Shannon, "A Mathematical Theory of Communication", 1948.
     """
-    check_base(base)
-    (p,) = probabilities(where, p)
-    # entr(1) = 0 stands in for entr(0) = 0, so that zeros have the slope zero.
-    return total(entr(jnp.where(p == 0, 1, p)), axis, base)
+    return of_probabilities(_entropy, p, axis=axis, where=where, base=base)
 
 
 def cross_entropy(
@@ -112,11 +113,7 @@ def cross_entropy(
     References:
         Shannon, "A Mathematical Theory of Communication", 1948.
     """
-    check_base(base)
-    p, q = probabilities(where, p, q)
-    impossible = q == 0
-    terms = -p * jnp.log(jnp.where(impossible, 1, q))
-    return total(jnp.where(impossible & (p > 0), jnp.inf, terms), axis, base)
+    return of_probabilities(_cross_entropy, p, q, axis=axis, where=where, base=base)
 
 
 def kl_divergence(
@@ -155,9 +152,7 @@ def kl_divergence(
     References:
         Kullback and Leibler, "On Information and Sufficiency", 1951.
     """
-    check_base(base)
-    p, q = probabilities(where, p, q)
-    return total(rel_entr(p, q), axis, base)
+    return of_probabilities(rel_entr, p, q, axis=axis, where=where, base=base)
 
 
 def js_divergence(
@@ -196,9 +191,28 @@ def js_divergence(
     References:
         Lin, "Divergence Measures Based on the Shannon Entropy", 1991.
     """
-    check_base(base)
-    p, q = probabilities(where, p, q)
+    return of_probabilities(_js_divergence, p, q, axis=axis, where=where, base=base)
+
+
+def _entropy(p: jax.Array) -> jax.Array:
+    # entr(1) = 0 stands in for entr(0) = 0, so that zeros have the slope zero.
+    return entr(jnp.where(p == 0, 1, p))
+
+
+def _cross_entropy(p: jax.Array, q: jax.Array) -> jax.Array:
+    impossible = q == 0
+    terms = -p * jnp.log(jnp.where(impossible, 1, q))
+    return jnp.where(impossible & (p > 0), jnp.inf, terms)
+
+
+def _js_divergence(p: jax.Array, q: jax.Array) -> jax.Array:
+    both = (p != 0) & (q != 0)
+    p_both, q_both = jnp.where(both, p, 1), jnp.where(both, q, 1)
     # Half of the smallest number may underflow to zero, which the divergence from `m`
     # would punish with inf.
-    m = jnp.maximum((p + q) / 2, jnp.finfo(p.dtype).tiny)
-    return total((rel_entr(p, m) + rel_entr(q, m)) / 2, axis, base)
+    m = jnp.maximum((p_both + q_both) / 2, jnp.finfo(p.dtype).tiny)
+    together = (rel_entr(p_both, m) + rel_entr(q_both, m)) / 2
+    # What only one of the two can produce contributes its half of log 2. The slope in
+    # the other, which is zero, is infinite, and `m` would make half of it finite.
+    alone = jnp.where(p == 0, jnp.where(q == 0, 0, q), p) * (math.log(2) / 2)
+    return jnp.where(both, together, alone)

@@ -1,0 +1,10 @@
+"""Loss functions of single examples, for use next to task weights."""
+
+from ._class_balance import class_balanced_weights as class_balanced_weights
+from ._focal import bounded_error_focal_loss as bounded_error_focal_loss
+from ._focal import sigmoid_focal_loss as sigmoid_focal_loss
+from ._focal import softmax_focal_loss as softmax_focal_loss
+from ._robust import general_robust_loss as general_robust_loss
+from ._uncertainty import uncertainty_classification as uncertainty_classification
+from ._uncertainty import uncertainty_laplace as uncertainty_laplace
+from ._uncertainty import uncertainty_regression as uncertainty_regression
