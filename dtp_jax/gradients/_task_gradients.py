@@ -115,6 +115,7 @@ class TaskGradients:
             >>> gradients.combine({"a": 1.0, "b": 2.0}).item()
             8.0
         """
+        self.untouched()
         layout = self._layout
         shared = layout.vector("weights", weights, or_vector=True)
         if unshared_weights is None:
