@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import jax
 import optax
 from flax import nnx
 
 from dtp_jax import gradients
-from dtp_jax.gradients import GramianMode, Shared
+from dtp_jax.gradients import AxisName, GramianMode, Shared, TaskGradients
 
 M = TypeVar("M")
 
@@ -19,6 +20,7 @@ def task_gradients(
     wrt: Any = nnx.Param,
     shared: Shared | None = None,
     gramian: GramianMode = "auto",
+    axis_name: AxisName | None = None,
 ) -> Callable[..., Any]:
     """`dtp_jax.task_gradients` for a function of an nnx module.
 
@@ -35,6 +37,9 @@ def task_gradients(
         shared: The parameters over which the Gramian is taken; see
             `dtp_jax.task_gradients`. Paths are those of the attributes, "trunk/kernel".
         gramian: How the Gramian is computed; see `dtp_jax.task_gradients`.
+        axis_name: The axes of `jax.shard_map` over which the batch is split; see
+            `dtp_jax.task_gradients`. Variables outside of `wrt` are not averaged: give
+            `nnx.BatchNorm` the same ``axis_name``.
 
     Returns:
         A function of the arguments of `losses_fn` that returns a `TaskGradients`, or a
@@ -65,7 +70,11 @@ def task_gradients(
             return losses, (aux, new_rest)
 
         of_tasks = gradients.task_gradients(
-            of_params, has_aux=True, shared=shared, gramian=gramian
+            of_params,
+            has_aux=True,
+            shared=shared,
+            gramian=gramian,
+            axis_name=axis_name,
         )
         found, (aux, new_rest) = of_tasks(nnx.as_pure(params), *args, **kwargs)
         nnx.update(model, new_rest)
@@ -108,10 +117,14 @@ class Optimizer(nnx.Optimizer[M]):
 
         Returns:
             The updates that were applied.
+
+        Raises:
+            ValueError: If the gradients are of other variables than those in `wrt`.
         """
         # The base class turns gradients into an `nnx.State`, which a TaskGradients is
         # not, and whose leaves stacked gradients would not be; the rest is the same.
         params = nnx.as_pure(nnx.state(model, self.wrt))
+        _check_wrt(grads, params)
         updates, opt_state = self.tx.update(
             nnx.as_pure(grads),
             nnx.as_pure(self.opt_state),
@@ -122,3 +135,29 @@ class Optimizer(nnx.Optimizer[M]):
         nnx.update(self.opt_state, nnx.state(opt_state))
         self.step[...] += 1
         return updates
+
+
+def _check_wrt(grads: Any, params: Any) -> None:
+    if isinstance(grads, TaskGradients):
+        theirs, of = grads.treedef, "dtp_jax.nnx.task_gradients(losses_fn, wrt=...)"
+    else:
+        theirs, of = jax.tree.structure(nnx.as_pure(grads)), "what made them"
+    if theirs == jax.tree.structure(params):
+        return
+    ours = _paths(params)
+    paths = _paths(theirs.unflatten(range(theirs.num_leaves)))
+    less = [path for path in ours if path not in paths]
+    more = [path for path in paths if path not in ours]
+    raise ValueError(
+        "The gradients are of other variables than those that the optimizer's wrt "
+        f"selects; without a gradient: {', '.join(less) or 'none'}; unknown to the "
+        f"optimizer: {', '.join(more) or 'none'}. Give {of} and the Optimizer the same "
+        "wrt."
+    )
+
+
+def _paths(tree: Any) -> list[str]:
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]

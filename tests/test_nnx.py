@@ -186,3 +186,144 @@ def test_seeds_by_vmap() -> None:
     losses = train(jax.random.split(jax.random.key(0), 3))
     assert losses.shape == (3,)
     assert len(set(losses.tolist())) == 3
+
+
+# Mistakes.
+
+
+def test_the_core_function_on_a_module_names_the_one_to_use() -> None:
+    makes: list[Any] = [
+        dtp_jax.task_gradients(losses_fn, has_aux=True),
+        dtp_jax.feature_task_gradients(lambda model, x: x, losses_fn),
+    ]
+    models: list[Any] = [
+        Model(nnx.Rngs(0)),
+        {"net": nnx.Linear(3, 2, rngs=nnx.Rngs(0))},
+    ]
+    for make in makes:
+        for model in models:
+            with pytest.raises(ValueError, match=r"module, (Model|Linear).*use dtp_"):
+                make(model, X)
+
+
+def test_the_core_function_on_the_state_of_a_module_as_its_message_says() -> None:
+    model = Model(nnx.Rngs(0))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def losses(params: Any, x: jax.Array) -> Any:
+        return losses_fn(nnx.merge(graphdef, params, rest, copy=True), x)[0]
+
+    found = dtp_jax.task_gradients(losses)(params, X).gramian()
+    expected, _ = dtp_nnx.task_gradients(losses_fn, has_aux=True)(model, X)
+    np.testing.assert_allclose(found, expected.gramian(), rtol=1e-5)
+
+
+LEFT = nnx.All(nnx.Param, nnx.PathContains("left"))
+
+
+@pytest.mark.parametrize("kind", ["lazy", "stacked", "features"])
+@pytest.mark.parametrize(
+    ("of_gradients", "of_optimizer", "message"),
+    [
+        (nnx.Param, LEFT, "without a gradient: none; unknown to the optimizer: norm/"),
+        (LEFT, nnx.Param, "without a gradient: norm/bias, .*; unknown .*: none. Give"),
+    ],
+)
+def test_gradients_of_other_variables_than_those_of_the_optimizer(
+    kind: str, of_gradients: Any, of_optimizer: Any, message: str
+) -> None:
+    model = Model(nnx.Rngs(0))
+    tx = optax.chain(balance(balancers.focal(), KPIS), optax.sgd(0.1))
+    optimizer = dtp_nnx.Optimizer(model, tx, wrt=of_optimizer)
+    make = dtp_nnx.task_gradients(losses_fn, has_aux=True, wrt=of_gradients)
+    gradients: Any = make(model, X)[0]
+    if kind == "stacked":
+        gradients = gradients.stack()
+    if kind == "features":
+        params = nnx.as_pure(nnx.state(model, of_gradients))
+        gradients = dtp_jax.feature_task_gradients(
+            lambda params: X, lambda params, z: {"left": z.sum(), "right": z.sum()}
+        )(params)
+    before = data(variables(model))
+    with pytest.raises(ValueError, match=f"{message}.*wrt"):
+        optimizer.update(model, gradients, kpis=KPIS)
+    chex.assert_trees_all_equal(data(variables(model)), before)
+
+
+def test_ordinary_gradients_of_other_variables() -> None:
+    model = Model(nnx.Rngs(0))
+    optimizer = dtp_nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
+
+    def loss(model: Model) -> jax.Array:
+        return losses_fn(model, X)[0]["left"]
+
+    gradient = nnx.grad(loss, argnums=nnx.DiffState(0, LEFT))(model)
+    with pytest.raises(ValueError, match="other variables than those that the optim"):
+        optimizer.update(model, gradient)
+
+
+def test_a_parameter_of_integers_is_named() -> None:
+    model = Model(nnx.Rngs(0))
+    model.left.table = nnx.Param(jnp.arange(3))
+    make = dtp_nnx.task_gradients(losses_fn, has_aux=True)
+    with pytest.raises(ValueError, match=r"table.* has dtype int32.*what wrt selects"):
+        make(model, X)
+
+
+# A batch that is split by hand.
+
+
+class Synchronized(nnx.Module):
+    def __init__(self, axis_name: str | None) -> None:
+        rngs = nnx.Rngs(0)
+        # A bias in front of the normalization would have a gradient of rounding errors.
+        self.trunk = nnx.Linear(3, 8, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, axis_name=axis_name, rngs=rngs)
+        self.heads = nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        left, right = self.heads(jnp.tanh(self.norm(self.trunk(x)))).T
+        return left, right
+
+
+def synchronized_losses(model: Any, x: jax.Array) -> Any:
+    left, right = model(x)
+    losses = {"left": jnp.mean((left - 1) ** 2), "right": jnp.mean(right**2)}
+    return losses, {"left": jnp.mean(left > 0), "right": jnp.mean(right > 0)}
+
+
+def trained(axis_name: str | None, x: jax.Array) -> Any:
+    model = Synchronized(axis_name)
+    tx = optax.chain(balance(toys.equal_norms(), KPIS), optax.adam(0.01))
+    optimizer = dtp_nnx.Optimizer(model, tx, wrt=nnx.Param)
+    make = dtp_nnx.task_gradients(
+        synchronized_losses, has_aux=True, axis_name=axis_name
+    )
+    for _ in range(2):
+        gradients, kpis = make(model, x)
+        kpis = jax.lax.pmean(kpis, axis_name) if axis_name else kpis
+        optimizer.update(model, gradients, kpis=kpis)
+    return gradients.losses, variables(model)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_steps_on_shards_are_those_on_one_device(check_vma: bool) -> None:
+    kinds = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=kinds, devices=jax.devices()[:4])
+
+    def local(x: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[None], trained("data", x))
+
+    mapped = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=jax.P("data"),
+        out_specs=jax.P("data"),
+        check_vma=check_vma,
+    )
+    found = jax.jit(mapped)(X)
+    expected = jax.jit(lambda x: trained(None, x))(X)
+    for device in range(4):
+        of_device = jax.tree.map(lambda leaf, d=device: leaf[d], found)
+        # Adam divides by the size of an entry, and with it by that of its error.
+        chex.assert_trees_all_close(of_device, expected, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,17 @@ import jax.numpy as jnp
 from dtp_jax._core import linalg
 from dtp_jax._core.layout import layout_of
 
-from ._linearized import MAX_UNROLLED, in_a_loop, one_output, split_aux, weights_like
+from ._inputs import check_params
+from ._linearized import (
+    MAX_UNROLLED,
+    in_a_loop,
+    one_output,
+    split_aux,
+    squared_norm,
+    weights_like,
+)
+from ._shards import AxisName, Shards, zeros_of
+from ._split import Split
 from ._task_gradients import TaskGradients
 
 
@@ -21,6 +31,7 @@ def feature_task_gradients(
     has_aux: bool = False,
     *,
     stacked: Callable[..., tuple[Any, ...]] | None = None,
+    axis_name: AxisName | None = None,
 ) -> Callable[..., Any]:
     """Task gradients whose Gramian is taken over shared features, as in MGDA-UB.
 
@@ -45,6 +56,8 @@ def feature_task_gradients(
 
     Args:
         encoder: ``encoder(params, *args)`` returns the features, a pytree of arrays.
+            The heads get those of integers and booleans, too; gradients are those of
+            the real ones.
         heads: ``heads(params, features, *args)`` returns a pytree of float losses; with
             `has_aux`, a pair of it and anything else. Both functions get all
             parameters and use theirs; with `stacked` see below.
@@ -56,14 +69,20 @@ def feature_task_gradients(
             labels)``, mapped over the first axes, and returns one loss; the losses are
             one [T] array. The parameters in other places of the tuple count as
             constants.
+        axis_name: The axes of `jax.shard_map` over which the batch is split, as for
+            `dtp_jax.task_gradients`. The features of each shard count as those of
+            other examples: the Gramian is that of all features together for losses
+            that are means over shards. It takes no more than ``[T, T]`` numbers from
+            each shard, and the gradient of the parameters is averaged once.
 
     Returns:
         A function of ``(params, *args)`` that returns a `TaskGradients`, or a pair of
         it and the auxiliary output. Call it inside `jax.jit`.
 
     Raises:
-        ValueError: When called, if a loss is not a float, or with `stacked`, if a head
-            returns more than one loss or the first axes differ.
+        ValueError: When called, if a loss is not a float, a parameter or a feature is
+            complex, or with `stacked`, if a head returns more than one loss or the
+            first axes differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -83,74 +102,99 @@ def feature_task_gradients(
         2018, section 3.3. The paper leaves the gradients of the heads unscaled:
         ``heads="preferences"``.
     """
+    shards = Shards.over(axis_name)
 
     def wrapped(params: Any, *args: Any) -> Any:
-        features, encoder_jvp = jax.linearize(lambda p: encoder(p, *args), params)
+        check_params(params)
+        shards.check_mapped()
+        params = shards.varying(params)
+
+        def encoded(params: Any) -> tuple[list[jax.Array], Split]:
+            split = Split.of("The feature", encoder(params, *args))
+            return shards.varying(split.real), split.others()
+
+        real, encoder_jvp, others = jax.linearize(encoded, params, has_aux=True)
+        if not real:
+            raise ValueError(
+                "encoder returned no feature of real floats, of which losses have a "
+                "gradient."
+            )
         through_encoder = _Transposed(encoder_jvp, _Types.of(params))
-        if stacked is None:
-            linear_map, aux = _separate(
-                heads, has_aux, through_encoder, params, features, args
-            )
-        else:
-            linear_map, aux = _stacked(
-                heads, has_aux, stacked, through_encoder, params, features, args
-            )
-        gradients = TaskGradients(linear_map.losses, linear_map)
+        linear_map, aux = make(shards, through_encoder, params, real, others, args)
+        losses = shards.mean_of_losses(linear_map.losses)
+        gradients = TaskGradients(losses, linear_map)
         return (gradients, aux) if has_aux else gradients
 
+    if stacked is None:
+        make = functools.partial(_separate, heads, has_aux)
+    else:
+        make = functools.partial(_stacked, heads, has_aux, stacked)
     return wrapped
 
 
 def _separate(
     heads: Callable[..., Any],
     has_aux: bool,
+    shards: Shards,
     through_encoder: "_Transposed",
     params: Any,
-    features: Any,
+    features: list[jax.Array],
+    others: Split,
     args: tuple[Any, ...],
 ) -> tuple["_Separate", Any]:
-    def of_params(params: Any, features: Any) -> Any:
-        return split_aux(heads(params, features, *args), has_aux)
+    def of_params(params: Any, features: list[jax.Array]) -> Any:
+        out = heads(params, others.merged(features), *args)
+        losses, aux = split_aux(out, has_aux)
+        return shards.varying(losses), aux
 
     losses, jvp, aux = jax.linearize(of_params, params, features, has_aux=True)
     types = _Types.of(params), _Types.of(features)
-    return _Separate(losses, through_encoder, jvp, *types), aux
+    return _Separate(losses, through_encoder, shards, jvp, *types), aux
 
 
 def _stacked(
     head: Callable[..., Any],
     has_aux: bool,
     stacked: Callable[..., tuple[Any, ...]],
+    shards: Shards,
     through_encoder: "_Transposed",
     params: Any,
-    features: Any,
+    features: list[jax.Array],
+    others: Split,
     args: tuple[Any, ...],
 ) -> tuple["_Stacked", Any]:
-    def head_params_of(params: Any) -> tuple[Any, Any]:
+    def head_params_of(params: Any) -> tuple[list[jax.Array], Any]:
         head_params, *rest = stacked(params, *args)
-        return head_params, jax.lax.stop_gradient(rest)
+        split = Split.of("The parameter of the heads", head_params)
+        constants = jax.lax.stop_gradient((split.others(), rest))
+        return shards.varying(split.real), constants
 
-    head_params, select_jvp, rest = jax.linearize(head_params_of, params, has_aux=True)
+    head_params, select_jvp, constants = jax.linearize(
+        head_params_of, params, has_aux=True
+    )
     through_selection = _Transposed(select_jvp, _Types.of(params))
 
     # With the features not mapped, the products with them join into large ones.
-    def one_head(head_params: Any, *rest: Any) -> Any:
-        def loss_of(head_params: Any, features: Any) -> Any:
-            loss, aux = split_aux(head(head_params, features, *rest), has_aux)
+    def one_head(head_params: list[jax.Array], constants: Any) -> Any:
+        other_params, rest = constants
+
+        def loss_of(head_params: list[jax.Array], features: list[jax.Array]) -> Any:
+            of_head, of_all = other_params.merged(head_params), others.merged(features)
+            loss, aux = split_aux(head(of_head, of_all, *rest), has_aux)
             if jax.tree.map(jnp.shape, loss) != ():
                 raise ValueError(
                     "With stacked= a head must return one loss, a scalar; got "
                     f"{jax.tree.map(jnp.shape, loss)}."
                 )
-            return loss, aux
+            return shards.varying(loss), aux
 
         gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
         (loss, aux), (of_head, of_features) = gradient(head_params, features)
         return loss, of_head, of_features, aux
 
-    found = jax.vmap(one_head)(head_params, *rest)
+    found = jax.vmap(one_head)(head_params, constants)
     losses, of_heads, of_features, aux = found
-    maps = through_encoder, through_selection
+    maps = through_encoder, shards, through_selection
     return _Stacked(losses, *maps, of_heads, of_features), aux
 
 
@@ -170,7 +214,7 @@ class _Types:
         return self.treedef.unflatten(self.leaves)
 
     def zeros(self) -> Any:
-        return jax.tree.map(lambda kind: jnp.zeros(kind.shape, kind.dtype), self.tree())
+        return jax.tree.map(zeros_of, self.tree())
 
 
 @jax.tree_util.register_dataclass
@@ -187,10 +231,14 @@ class _Transposed:
 
 
 class _FeatureMap:
-    """What is common to separate and stacked heads."""
+    """What is common to separate and stacked heads.
+
+    Losses, features and their gradients are those of one shard.
+    """
 
     losses: Any
     through_encoder: _Transposed
+    shards: Shards
 
     def rows(self) -> Any:
         """``dL_t / dfeatures``, each leaf ``[T, ...]``."""
@@ -202,6 +250,34 @@ class _FeatureMap:
 
     def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
         """One backward pass through the heads and one through the encoder."""
+        self.shards.check_same(weights)
+        return self.shards.mean(self._pull(weights, unshared))
+
+    def stack(self) -> Any:
+        """The gradients of all tasks, one after the other."""
+        layout = layout_of(self.losses)
+        units = jnp.eye(layout.num_tasks, dtype=layout.dtype)
+        return self.shards.mean(jax.lax.map(self._pull, units))
+
+    def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
+        """Not known of all shards together, as a function in general."""
+        raise NotImplementedError
+
+    def squared_norms(self) -> jax.Array:
+        """Squared norms of the gradients at the features."""
+        return self._of_all(jax.vmap(squared_norm)(jax.tree.leaves(self.rows())))
+
+    def gramian(self) -> jax.Array:
+        """Inner products of the gradients at the features."""
+        grams = [linalg.gram(leaf) for leaf in jax.tree.leaves(self.rows())]
+        return self._of_all(sum(grams[1:], start=grams[0]))
+
+    def _of_all(self, products: jax.Array) -> jax.Array:
+        # The features of all shards lie side by side, and products add up. A loss is
+        # the mean of D, so that its gradient at the features of one is the D-th part.
+        return self.shards.mean(products) / self.shards.number
+
+    def _pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
         # The Gramian needs the rows as well; the compiler merges the two.
         at_features = jax.tree.map(
             lambda rows: linalg.weighted_sum(weights, rows), self.rows()
@@ -210,19 +286,16 @@ class _FeatureMap:
         of_heads = self.through_heads(weights if unshared is None else unshared)
         return jax.tree.map(jnp.add, of_encoder, of_heads)
 
-    def stack(self) -> Any:
-        """The gradients of all tasks, one after the other."""
-        layout = layout_of(self.losses)
-        return jax.lax.map(self.pull, jnp.eye(layout.num_tasks, dtype=layout.dtype))
+    @property
+    def treedef(self) -> Any:
+        """The structure of the parameters."""
+        return self.through_encoder.params.treedef
 
-    def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
-        """A function of each task's gradient at the features."""
-        return jax.vmap(function)(jax.tree.leaves(self.rows()))
-
-    def gramian(self) -> jax.Array:
-        """Inner products of the gradients at the features."""
-        grams = [linalg.gram(leaf) for leaf in jax.tree.leaves(self.rows())]
-        return sum(grams[1:], start=grams[0])
+    @property
+    def dtype(self) -> Any:
+        """That of the parameters, float32 at least."""
+        kinds = self.through_encoder.params.leaves
+        return jnp.result_type(jnp.float32, *[kind.dtype for kind in kinds])
 
     def finite(self) -> None:
         """Not known without the gradients."""
@@ -235,6 +308,7 @@ class _Separate(_FeatureMap):
 
     losses: Any
     through_encoder: _Transposed
+    shards: Shards = dataclasses.field(metadata={"static": True})
     heads_jvp: Any
     params: _Types = dataclasses.field(metadata={"static": True})
     features: _Types = dataclasses.field(metadata={"static": True})
@@ -248,7 +322,8 @@ class _Separate(_FeatureMap):
 
         def row(task: int) -> Any:
             one_loss, one = one_output(of_features, self.losses, task)
-            return jax.linear_transpose(one_loss, self.features.tree())(one)[0]
+            gradient = jax.linear_transpose(one_loss, self.features.tree())(one)[0]
+            return self.shards.varying(gradient)
 
         num_tasks = layout_of(self.losses).num_tasks
         calls = [functools.partial(row, task) for task in range(num_tasks)]
@@ -275,6 +350,7 @@ class _Stacked(_FeatureMap):
 
     losses: Any
     through_encoder: _Transposed
+    shards: Shards = dataclasses.field(metadata={"static": True})
     through_selection: _Transposed
     of_heads: Any  # dL_t / dhead_t, leaves [T, ...]
     of_features: Any  # dL_t / dfeatures, leaves [T, ...]

@@ -13,6 +13,8 @@ from jax.extend.core import get_opaque_trace_state
 from dtp_jax._core import linalg
 from dtp_jax._core.layout import TaskLayout, layout_of
 
+from ._inputs import NUMBERS
+from ._shards import Shards
 from ._shared import check_heads, select
 
 # How the rows of the Jacobian are computed; see `task_gradients`.
@@ -30,6 +32,16 @@ _MAX_BRANCHES = 64
 class LinearMap(Protocol):
     """What a `TaskGradients` knows of the Jacobian of the losses."""
 
+    @property
+    def treedef(self) -> Any:
+        """The structure of the parameters."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """Of the weights that lose no digit of the rows, float32 at least."""
+        ...
+
     def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
         """The gradient of the sum of the losses times ``weights``, ``[T]``.
 
@@ -43,6 +55,10 @@ class LinearMap(Protocol):
 
     def gramian(self) -> jax.Array:
         """``[T, T]`` inner products over the shared parameters."""
+        ...
+
+    def squared_norms(self) -> jax.Array:
+        """``[T]``, the diagonal of the Gramian."""
         ...
 
     def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
@@ -95,10 +111,16 @@ def split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
     if not jax.tree.leaves(losses):
         raise ValueError("losses_fn returned no loss. Return a pytree of float losses.")
     for path, leaf in jax.tree_util.tree_flatten_with_path(losses)[0]:
+        where = jax.tree_util.keystr(path)
+        if not isinstance(leaf, NUMBERS):
+            raise ValueError(
+                f"losses_fn returned{where} a {type(leaf).__name__}; a loss must be a "
+                "real float. Return anything else next to the losses, has_aux=True."
+            )
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"losses_fn returned{jax.tree_util.keystr(path)} of dtype "
-                f"{jnp.result_type(leaf)}; a loss must be a real float."
+                f"losses_fn returned{where} of dtype {jnp.result_type(leaf)}; a loss "
+                "must be a real float."
             )
     return jax.tree.map(jnp.asarray, losses), aux
 
@@ -127,7 +149,26 @@ def one_output(jvp: Callable[..., Any], losses: Any, task: int) -> tuple[Any, An
     return lambda *args: element(jvp(*args)), jnp.ones_like(element(losses))
 
 
-def in_a_loop(calls: Sequence[Callable[[], Any]]) -> Any:
+def squared_norm(leaves: Sequence[jax.Array]) -> jax.Array:
+    """The inner product of one gradient with itself, in float32 or better.
+
+    Args:
+        leaves: Arrays of any shape.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> squared_norm([jnp.array([1.0, 2.0]), jnp.array(2.0)]).item()
+        9.0
+    """
+    squares = [linalg.gram(leaf[None])[0, 0] for leaf in leaves]
+    return sum(squares[1:], start=squares[0])
+
+
+def in_a_loop(
+    calls: Sequence[Callable[[], Any]], then: Callable[[Any], Any] = lambda x: x
+) -> Any:
     """The results of functions, stacked, one function after the other.
 
     On CPU this is faster than stacking what they return, from some ten functions on,
@@ -135,9 +176,10 @@ def in_a_loop(calls: Sequence[Callable[[], Any]]) -> Any:
 
     Args:
         calls: Functions without arguments that return pytrees of the same arrays.
+        then: A function of each result, of which there is one in the program.
 
     Returns:
-        A pytree like those, each leaf with a new first axis.
+        A pytree like what `then` returns, each leaf with a new first axis.
 
     Example:
         >>> in_a_loop([lambda: 2.0, lambda: 3.0]).tolist()
@@ -145,7 +187,7 @@ def in_a_loop(calls: Sequence[Callable[[], Any]]) -> Any:
     """
 
     def call(number: jax.Array) -> Any:
-        return jax.lax.switch(number, calls)
+        return then(jax.lax.switch(number, calls))
 
     return jax.lax.map(call, jnp.arange(len(calls)))
 
@@ -155,7 +197,7 @@ class _Kept:
 
     def __init__(self) -> None:
         self.trace = get_opaque_trace_state()
-        self.rows: list[Any] | None = None
+        self.rows: list[list[jax.Array]] | None = None
 
     def here(self) -> bool:
         """Whether that trace is the one at work."""
@@ -165,7 +207,7 @@ class _Kept:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["losses", "jvp"],
-    meta_fields=["treedef", "param_types", "shared", "mode"],
+    meta_fields=["treedef", "param_types", "shared", "mode", "shards"],
 )
 @dataclasses.dataclass(frozen=True)
 class Linearized:
@@ -174,6 +216,8 @@ class Linearized:
     The rows of "unrolled" are kept, so that after the Gramian their sum costs no
     further backward pass, but only those of the trace in which this object was made:
     what a branch of `jax.lax.cond` computes is of no use outside of it.
+
+    The function is that of one shard; all that is returned is the mean over shards.
     """
 
     losses: Any
@@ -183,67 +227,101 @@ class Linearized:
     param_types: tuple[Any, ...]
     shared: tuple[bool, ...]
     mode: GramianMode
+    shards: Shards
     # No part of the pytree: a copy that passed through `jax.jit` starts anew.
     kept: _Kept = dataclasses.field(init=False, default_factory=_Kept, compare=False)
 
     def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
         """The rows, weighted and summed, or one backward pass if there are none yet."""
+        self.shards.check_same(weights)
         if unshared is not None:
             check_heads(self.shared)
         if self.kept.rows is not None and self.kept.here():
             return self._sum(self.kept.rows, weights, unshared)
+        gradient = self._pull(weights)
         if unshared is not None:
-            return select(self.shared, self.pull(weights), self.pull(unshared))
-        cotangent = weights_like(self.losses, weights)
-        (gradient,) = jax.linear_transpose(self.jvp, self._like())(cotangent)
-        return gradient
+            gradient = select(self.shared, gradient, self._pull(unshared))
+        return self.shards.mean(gradient)
 
     def stack(self) -> Any:
         """All rows, by the mode that the Gramian uses."""
-        return self._over_rows(lambda row: row)
+        return self.treedef.unflatten(self._over_rows(lambda leaves: leaves, True))
 
     def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
         """A function of each row, by the mode that the Gramian uses."""
-        return self._over_rows(lambda row: function(self._shared_leaves(row)))
+        return self._over_rows(function)
+
+    def squared_norms(self) -> jax.Array:
+        """The squared norm of each row."""
+        return self.each(squared_norm)
 
     def gramian(self) -> jax.Array:
         """Inner products of the rows, leaf by leaf."""
         if self._mode == "columns":
             columns = jax.lax.map(self._column, self._units())
-            return columns.astype(self._dtype)
-        leaves = self._over_rows(self._shared_leaves)
+            return columns.astype(self.dtype)
+        leaves = self._over_rows(lambda leaves: leaves)
         # Summing leaf by leaf lets the compiler free each one after its contribution.
-        return sum(map(linalg.gram, leaves), start=jnp.zeros((), self._dtype))
+        return sum(map(linalg.gram, leaves), start=jnp.zeros((), self.dtype))
 
     def finite(self) -> None:
         """Rows are not known without a backward pass each."""
 
+    @property
+    def dtype(self) -> Any:
+        """That of the parameters, float32 at least."""
+        return jnp.result_type(
+            jnp.float32, *[param.dtype for param in self.param_types]
+        )
+
+    def _pull(self, weights: jax.Array) -> Any:
+        """One backward pass of this shard."""
+        cotangent = weights_like(self.losses, weights)
+        (gradient,) = jax.linear_transpose(self.jvp, self._like())(cotangent)
+        return gradient
+
     def _row(self, task: int) -> Any:
+        """The gradient of a task on this shard."""
         one_loss, one = one_output(self.jvp, self.losses, task)
         (gradient,) = jax.linear_transpose(one_loss, self._like())(one)
-        return gradient
+        # Zeros of a loss without a gradient must have the type of the others.
+        return self.shards.varying(gradient)
 
     def _column(self, weights: jax.Array) -> jax.Array:
         def shared_row(weights: jax.Array) -> list[jax.Array]:
-            return self._shared_leaves(self.pull(weights))
+            return self._shared_leaves(self._pull(weights))
 
         # Transposing the backward pass instead of pushing forward: a function with
         # `jax.custom_vjp` has no forward mode.
-        (column,) = jax.linear_transpose(shared_row, weights)(shared_row(weights))
-        return column
+        weights = self.shards.varying(weights)
+        row = self.shards.varying(self.shards.mean(shared_row(weights)))
+        (column,) = jax.linear_transpose(shared_row, weights)(row)
+        return self.shards.mean(column)
 
-    def _over_rows(self, function: Callable[[Any], Any]) -> Any:
-        """A function of each row, its results stacked."""
+    def _over_rows(
+        self, function: Callable[[list[jax.Array]], Any], whole: bool = False
+    ) -> Any:
+        """A function of the shared leaves of each row, or of all, results stacked."""
+        leaves_of = jax.tree.leaves if whole else self._shared_leaves
         if self._mode == "unrolled":
-            results = map(function, self._rows())
+            rows = self._averaged(self._rows(), False) if whole else self._rows()
+            results = [function(leaves_of(row)) for row in rows]
             return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
+
+        def of_mean(leaves: list[jax.Array]) -> Any:
+            return function(self.shards.mean(leaves))
+
         if self._mode == "switch":
             tasks = range(self._layout.num_tasks)
-            return in_a_loop([lambda t=t: function(self._row(t)) for t in tasks])
+            calls = [lambda t=t: leaves_of(self._row(t)) for t in tasks]
+            return in_a_loop(calls, of_mean)
         over_tasks = jax.vmap if self._mode == "vmap" else _mapped
-        return over_tasks(lambda unit: function(self.pull(unit)))(self._units())
+        return over_tasks(lambda unit: of_mean(leaves_of(self._pull(unit))))(
+            self._units()
+        )
 
-    def _rows(self) -> list[Any]:
+    def _rows(self) -> list[list[jax.Array]]:
+        """The leaves of each row, the shared ones averaged over the shards."""
         # A sum of many takes long to compile, and is no faster than a backward pass.
         few = self._layout.num_tasks <= MAX_UNROLLED
         if not (few and self.kept.here()):
@@ -252,16 +330,47 @@ class Linearized:
             self.kept.rows = self._computed_rows()
         return self.kept.rows
 
-    def _computed_rows(self) -> list[Any]:
-        return [self._row(task) for task in range(self._layout.num_tasks)]
+    def _computed_rows(self) -> list[list[jax.Array]]:
+        tasks = range(self._layout.num_tasks)
+        rows = [jax.tree.leaves(self._row(task)) for task in tasks]
+        return self._averaged(rows, True)
 
-    def _sum(self, rows: list[Any], shared: jax.Array, unshared: Any) -> Any:
-        unshared = shared if unshared is None else unshared
+    def _sum(
+        self,
+        rows: list[list[jax.Array]],
+        weights: jax.Array,
+        unshared: jax.Array | None,
+    ) -> Any:
+        unshared = weights if unshared is None else unshared
+        leaves = zip(self.shared, *rows, strict=True)
+        sums = [
+            linalg.weighted_sum_of(weights if used else unshared, of_tasks)
+            for used, *of_tasks in leaves
+        ]
+        # One head has a gradient in few rows: its sum is averaged, not each row.
+        (total,) = self._averaged([sums], False)
+        return self.treedef.unflatten(total)
 
-        def of_leaf(used: bool, *leaves: jax.Array) -> jax.Array:
-            return linalg.weighted_sum_of(shared if used else unshared, leaves)
-
-        return jax.tree.map(of_leaf, self.treedef.unflatten(self.shared), *rows)
+    def _averaged(
+        self, rows: list[list[jax.Array]], shared: bool
+    ) -> list[list[jax.Array]]:
+        """The rows with the leaves that are shared, or not, averaged over shards."""
+        chosen = [
+            [
+                leaf
+                for leaf, used in zip(row, self.shared, strict=True)
+                if used == shared
+            ]
+            for row in rows
+        ]
+        means = [iter(mean) for mean in self.shards.mean(chosen)]
+        return [
+            [
+                next(mean) if used == shared else leaf
+                for leaf, used in zip(row, self.shared, strict=True)
+            ]
+            for row, mean in zip(rows, means, strict=True)
+        ]
 
     def _units(self) -> jax.Array:
         return jnp.eye(self._layout.num_tasks, dtype=self._layout.dtype)
@@ -285,12 +394,6 @@ class Linearized:
         if num_tasks <= MAX_UNROLLED:
             return "unrolled"
         return "switch" if num_tasks <= _MAX_BRANCHES else "map"
-
-    @property
-    def _dtype(self) -> Any:
-        return jnp.result_type(
-            jnp.float32, *[param.dtype for param in self.param_types]
-        )
 
 
 def _mapped(function: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:

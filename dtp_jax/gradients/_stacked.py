@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 
+from ._linearized import squared_norm
 from ._shared import check_heads, select
 
 
@@ -75,10 +76,25 @@ class Stacked:
         """A function of each row, all rows as a batch."""
         return jax.vmap(function)(self._shared_leaves())
 
+    def squared_norms(self) -> jax.Array:
+        """The squared norm of each row."""
+        return self.each(squared_norm)
+
     def gramian(self) -> jax.Array:
         """Inner products of the rows, leaf by leaf."""
         grams = [linalg.gram(leaf) for leaf in self._shared_leaves()]
         return sum(grams[1:], start=grams[0])
+
+    @property
+    def treedef(self) -> Any:
+        """The structure of the parameters."""
+        return jax.tree.structure(self.jacobian)
+
+    @property
+    def dtype(self) -> Any:
+        """That of the rows, float32 at least."""
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.jacobian)]
+        return jnp.result_type(jnp.float32, *dtypes)
 
     def finite(self) -> jax.Array:
         """Which rows are finite, ``[T]``."""

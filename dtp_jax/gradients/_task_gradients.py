@@ -1,21 +1,20 @@
 """Gradients of several losses at once, computed only as far as a method needs them."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dtp_jax._core import linalg
 from dtp_jax._core.layout import TaskLayout, layout_of
 
+from ._inputs import check_params, real_rows
 from ._linearized import GramianMode, Linearized, LinearMap, split_aux
+from ._seal import new_seal, unbroken, visibly
+from ._shards import AxisName, Shards
 from ._shared import Shared, shared_mask
 from ._stacked import Stacked, check_stacked
-
-# A number that no scaling or clipping leaves as it is; see `TaskGradients`.
-_SEAL = 77
 
 
 @jax.tree_util.register_pytree_node_class
@@ -26,15 +25,17 @@ class TaskGradients:
     to the change of the losses. It may be passed through `jax.jit`, `jax.lax.cond` and
     `jax.lax.scan`; under `jax.vmap`, make and use it inside the mapped function.
 
-    Attributes:
-        losses: The losses, a pytree of scalars or arrays; None if they are not known.
+    Its leaves are no gradients: `jax.tree.map` and `optax.tree.norm` of it have no
+    meaning. Arithmetic on the leaves is an error, and where only a value shows it, all
+    that it returns is NaN; what leaves some numbers as they are, such as a cast or
+    `optax.zero_nans`, goes unnoticed. Compute with what `combine` or `stack` returns.
     """
 
     def __init__(self, losses: Any, linear_map: Any) -> None:
         """Use `task_gradients` or `TaskGradients.from_stacked` instead."""
-        self.losses = losses
+        self._losses = losses
         self._map: LinearMap = linear_map
-        self._seal: Any = np.full((), _SEAL, np.int8)
+        self._seal: Any = new_seal()
 
     @classmethod
     def from_stacked(
@@ -54,7 +55,8 @@ class TaskGradients:
             their gradients hold.
 
         Raises:
-            ValueError: If the first axes differ, or are not as long as there are tasks.
+            ValueError: If the first axes differ, or are not as long as there are tasks,
+                or gradients are complex.
 
         Example:
             >>> import jax.numpy as jnp
@@ -62,6 +64,7 @@ class TaskGradients:
             >>> gradients.combine(jnp.array([3.0, 4.0]))["w"].tolist()
             [3.0, 4.0]
         """
+        stacked = real_rows(stacked)
         leaves = jax.tree_util.tree_flatten_with_path(stacked)[0]
         if not leaves:
             raise ValueError("stacked holds no array. Give the gradients of each task.")
@@ -76,7 +79,12 @@ class TaskGradients:
                     "gradient for each task along the first axis."
                 )
         mask = shared_mask(shared, stacked)
-        return cls(losses, Stacked(jax.tree.map(jnp.asarray, stacked), mask))
+        return cls(losses, Stacked(stacked, mask))
+
+    @property
+    def losses(self) -> Any:
+        """The losses, a pytree of scalars or arrays; None if they are not known."""
+        return visibly(self._seal, self._losses)
 
     @property
     def num_tasks(self) -> int:
@@ -107,13 +115,14 @@ class TaskGradients:
             >>> gradients.combine({"a": 1.0, "b": 2.0}).item()
             8.0
         """
+        self.untouched()
         layout = self._layout
         shared = layout.vector("weights", weights, or_vector=True)
         if unshared_weights is None:
-            return self._map.pull(shared)
+            return visibly(self._seal, self._map.pull(shared))
         name = "unshared_weights"
         unshared = layout.vector(name, unshared_weights, or_vector=True)
-        return self._map.pull(shared, unshared)
+        return visibly(self._seal, self._map.pull(shared, unshared))
 
     def gramian(self) -> jax.Array:
         """Inner products of the gradients over the shared parameters.
@@ -132,7 +141,7 @@ class TaskGradients:
             >>> task_gradients(losses_fn)(jnp.array(1.0)).gramian().tolist()
             [[4.0, 6.0], [6.0, 9.0]]
         """
-        return self._map.gramian()
+        return visibly(self._seal, self._map.gramian())
 
     def squared_norms(self) -> jax.Array:
         """The diagonal of the Gramian, without the rest of it.
@@ -149,7 +158,7 @@ class TaskGradients:
             >>> task_gradients(losses_fn)(jnp.array(1.0)).squared_norms().tolist()
             [4.0, 9.0]
         """
-        return self._map.each(_squared_norm)
+        return visibly(self._seal, self._map.squared_norms())
 
     def stack(self) -> Any:
         """The gradients of all tasks.
@@ -163,7 +172,7 @@ class TaskGradients:
             >>> task_gradients(losses_fn)(jnp.array(1.0)).stack().tolist()
             [2.0, 3.0]
         """
-        return self._map.stack()
+        return visibly(self._seal, self._map.stack())
 
     def stacked(self, rows: Any = None) -> "TaskGradients":
         """The same tasks with gradients that are computed and held.
@@ -185,9 +194,15 @@ class TaskGradients:
         """
         if rows is None and isinstance(self._map, Stacked):
             return self
-        linear_map = Stacked(self.stack() if rows is None else rows, self.shared)
+        rows = self._map.stack() if rows is None else real_rows(rows)
         # The seal goes along: what was scaled before stays known.
-        return self.tree_unflatten(None, (self.losses, linear_map, self._seal))
+        children = self._losses, Stacked(rows, self.shared), self._seal
+        return self.tree_unflatten(None, children)
+
+    @property
+    def treedef(self) -> Any:
+        """The structure of the parameters, a `PyTreeDef`."""
+        return self._map.treedef
 
     @property
     def shared(self) -> tuple[bool, ...]:
@@ -195,7 +210,7 @@ class TaskGradients:
         if isinstance(self._map, (Linearized, Stacked)):
             return self._map.shared
         # Other maps take the Gramian over something else than parameters.
-        return (True,) * len(jax.tree.leaves(jax.eval_shape(self.stack)))
+        return (True,) * self.treedef.num_leaves
 
     def finite(self) -> jax.Array | None:
         """Which tasks have finite gradients, where that is known without a pass.
@@ -228,19 +243,13 @@ class TaskGradients:
             ValueError: If arithmetic was done on the leaves, such as by `optax.scale`
                 in a chain before the balancing link.
         """
-        if self._seal.dtype != jnp.int8:
-            raise ValueError(
-                "The TaskGradients were changed by a transformation that took them for "
-                "gradients: put clipping, scaling and the like after the balancing "
-                "link, optax.chain(balance(...), optax.clip_by_global_norm(...), ...)."
-            )
-        return self._seal == _SEAL
+        return unbroken(self._seal)
 
     def tree_flatten(self) -> tuple[tuple[Any, Any, Any], None]:
         """For `jax.tree_util`."""
         # A map over the leaves, such as a clip, would act on the linear map. The seal
-        # is an integer: most arithmetic makes a float of it, the rest another number.
-        return (self.losses, self._map, self._seal), None
+        # does not stand it.
+        return (self._losses, self._map, self._seal), None
 
     @classmethod
     def tree_unflatten(
@@ -255,10 +264,12 @@ class TaskGradients:
 
     @property
     def _layout(self) -> TaskLayout:
-        if self.losses is not None:
-            return layout_of(self.losses)
-        num_tasks = jax.tree.leaves(self._map)[0].shape[0]
-        return layout_of(jax.ShapeDtypeStruct((num_tasks,), jnp.float32))
+        dtype = self._map.dtype
+        if self._losses is None:
+            num_tasks = jax.tree.leaves(self._map)[0].shape[0]
+            return layout_of(jax.ShapeDtypeStruct((num_tasks,), dtype))
+        layout = layout_of(self._losses)
+        return dataclasses.replace(layout, dtype=jnp.promote_types(layout.dtype, dtype))
 
 
 def task_gradients(
@@ -268,6 +279,7 @@ def task_gradients(
     *,
     shared: Shared | None = None,
     gramian: GramianMode = "auto",
+    axis_name: AxisName | None = None,
 ) -> Callable[..., Any]:
     """`jax.value_and_grad` for a function that returns several losses.
 
@@ -297,14 +309,24 @@ def task_gradients(
             per task in a loop, which never holds the Jacobian; the least memory, and
             the precision of the model's own products.
             "auto": "unrolled" up to 8 tasks, "switch" up to 64, "map" above.
+        axis_name: The axis, or axes, of `jax.shard_map` over which the batch is split,
+            None elsewhere. The parameters are the same on all devices, and the losses
+            are those of a device's own part. `.losses` are their means over the axis
+            then, and all gradients are those of these means: `.combine` averages one
+            gradient, `.gramian`, `.stack` and `.squared_norms` those of all tasks. It
+            does not matter what ``check_vma`` is. Average the KPIs yourself,
+            ``jax.lax.pmean(kpis, axis_name)``, and give all devices the same keys. For
+            parts of unequal size divide each sum over a part by
+            ``jax.lax.pmean(size_of_the_part, axis_name)``.
 
     Returns:
         A function of the arguments of `losses_fn` that returns a `TaskGradients`, or a
         pair of it and the auxiliary output. Call it inside `jax.jit`.
 
     Raises:
-        ValueError: If `gramian` is none of the above; when called, if a loss is not a
-            float or `shared` does not fit the parameters.
+        ValueError: If `gramian` is none of the above; when called, if a loss or a
+            parameter is no real float, `shared` does not fit the parameters, or
+            `axis_name` is not mapped.
 
     Example:
         >>> import jax.numpy as jnp
@@ -322,6 +344,8 @@ def task_gradients(
             f"got {gramian!r}."
         )
 
+    shards = Shards.over(axis_name)
+
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         numbers = [argnums] if isinstance(argnums, int) else list(argnums)
         if len(args) <= max(numbers):
@@ -329,22 +353,22 @@ def task_gradients(
                 f"argnums={argnums} names a positional argument, but there are only "
                 f"{len(args)}: pass the parameters by position."
             )
-        params = tuple(args[number] for number in numbers)
-        _check_params(params)
+        given = [args[number] for number in numbers]
+        for params in given:
+            check_params(params)
+        shards.check_mapped()
+        given = shards.varying(given)
+        params = given[0] if isinstance(argnums, int) else tuple(given)
 
-        def of_params(*params: Any) -> Any:
+        def of_params(params: Any) -> Any:
             full = list(args)
-            for number, value in zip(numbers, params, strict=True):
+            values = (params,) if isinstance(argnums, int) else params
+            for number, value in zip(numbers, values, strict=True):
                 full[number] = value
-            return split_aux(losses_fn(*full, **kwargs), has_aux)
+            losses, aux = split_aux(losses_fn(*full, **kwargs), has_aux)
+            return shards.varying(losses), aux
 
-        if isinstance(argnums, int):
-            (params,) = params
-            losses, jvp, aux = jax.linearize(of_params, params, has_aux=True)
-        else:
-            losses, jvp, aux = jax.linearize(
-                lambda params: of_params(*params), params, has_aux=True
-            )
+        losses, jvp, aux = jax.linearize(of_params, params, has_aux=True)
         leaves, treedef = jax.tree.flatten(params)
         linear_map = Linearized(
             losses,
@@ -353,24 +377,9 @@ def task_gradients(
             tuple(jax.typeof(leaf) for leaf in leaves),
             shared_mask(shared, params),
             gramian,
+            shards,
         )
-        gradients = TaskGradients(losses, linear_map)
+        gradients = TaskGradients(shards.mean_of_losses(losses), linear_map)
         return (gradients, aux) if has_aux else gradients
 
     return wrapped
-
-
-def _squared_norm(leaves: list[jax.Array]) -> jax.Array:
-    squares = [linalg.gram(leaf[None])[0, 0] for leaf in leaves]
-    return sum(squares[1:], start=squares[0])
-
-
-def _check_params(params: Any) -> None:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise ValueError(
-                f"The parameter{jax.tree_util.keystr(path[1:])} has dtype "
-                f"{jnp.result_type(leaf)} and no derivative. Keep it out of the "
-                "argument that argnums names; for nnx modules use "
-                "dtp_jax.nnx.task_gradients."
-            )
