@@ -4,10 +4,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import optax
-from flax import nnx
 
 from dtp_jax import gradients
 from dtp_jax.gradients import GramianMode, Shared
+
+try:
+    from flax import nnx
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'dtp_jax.nnx needs flax: pip install "dtp-jax[flax]"', name=error.name
+    ) from error
 
 M = TypeVar("M")
 

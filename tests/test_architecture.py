@@ -1,6 +1,7 @@
 """Imports go down the layers only, and optional packages stay at the edge."""
 
 import ast
+import operator
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,11 +95,32 @@ def test_flax_is_not_needed() -> None:
     assert done.stdout.strip() == "imported"
 
 
+@pytest.mark.parametrize("name", ["nnx", "linen"])
+def test_without_flax_the_error_says_what_to_install(name: str) -> None:
+    program = f"""if True:
+        import sys
+        sys.modules["flax"] = None
+        import dtp_jax
+        for how in ("import dtp_jax.{name}", "from dtp_jax import {name}",
+                    "dtp_jax.{name}"):
+            try:
+                exec(how)
+            except ModuleNotFoundError as error:
+                assert error.name.startswith("flax"), error.name
+                print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    message = f'dtp_jax.{name} needs flax: pip install "dtp-jax[flax]"'
+    assert done.stdout.splitlines() == [message] * 3
+
+
 def test_the_flax_modules_are_attributes_of_the_package() -> None:
     program = "import dtp_jax; dtp_jax.nnx.Optimizer, dtp_jax.linen.TrainState"
     subprocess.run([sys.executable, "-c", program], check=True)
     with pytest.raises(AttributeError, match="no attribute 'haiku'"):
-        _ = dtp_jax.haiku
+        operator.attrgetter("haiku")(dtp_jax)
 
 
 def test_methods_are_short() -> None:

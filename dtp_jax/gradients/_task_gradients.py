@@ -10,6 +10,7 @@ import numpy as np
 from dtp_jax._core import linalg
 from dtp_jax._core.layout import TaskLayout, layout_of
 
+from ._guard import NoGradient, refuse_maps
 from ._linearized import GramianMode, Linearized, LinearMap, split_aux
 from ._shared import Shared, shared_mask
 from ._stacked import Stacked, check_stacked
@@ -19,7 +20,7 @@ _SEAL = 77
 
 
 @jax.tree_util.register_pytree_node_class
-class TaskGradients:
+class TaskGradients(NoGradient):
     """The gradients of T losses, not computed until they are needed.
 
     A registered pytree of the losses and the linear map from a change of the parameters
@@ -238,6 +239,7 @@ class TaskGradients:
 
     def tree_flatten(self) -> tuple[tuple[Any, Any, Any], None]:
         """For `jax.tree_util`."""
+        refuse_maps()
         # A map over the leaves, such as a clip, would act on the linear map. The seal
         # is an integer: most arithmetic makes a float of it, the rest another number.
         return (self.losses, self._map, self._seal), None
