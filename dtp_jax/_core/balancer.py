@@ -194,9 +194,9 @@ def checked_balancer(
         raise TypeError(
             f"{name} is already a link, or holds one: it works on the gradients of the "
             "tasks and goes into the optimizer's chain as it is, optax.chain(link, "
-            f"optax.adam(1e-3)). Give {name} a balancer, which works on the task "
-            "weights, such as dtp_jax.balancers.mgda(). For focal weights before a "
-            "balancer there is dtp_jax.dynamic_task_prioritization(tasks, "
+            f"optax.adam(1e-3)). What {name} takes is a balancer, which works on the "
+            "task weights, such as dtp_jax.balancers.mgda(). For focal weights before "
+            "a balancer there is dtp_jax.dynamic_task_prioritization(tasks, "
             "balancer=...), before a combiner preferences=dtp_jax.balancers.focal()."
         )
     return optax.with_extra_args_support(balancer)
