@@ -4,8 +4,10 @@ import sys
 from types import FrameType
 from typing import Any, NoReturn
 
-# Where jax.tree.map and its like are written.
-_TREE_MODULES = ("jax.tree", "jax.tree_util", "jax._src.tree", "jax._src.tree_util")
+# Where jax.tree.map and its like are written, and those that map nothing.
+_TREE_MODULES = {"jax.tree", "jax.tree_util", "jax._src.tree", "jax._src.tree_util"}
+_OF_STRUCTURE = {"structure", "tree_structure"}
+_LOOKED_FOR = ("optax", "flax")
 _CHAIN = "optax.chain(dtp_jax.balance(balancer, tasks), optax.adam(1e-3))"
 
 
@@ -62,10 +64,10 @@ def refuse_maps() -> None:
     """
     frame: FrameType | None = sys._getframe(2)
     functions = set()
-    while frame is not None and _is_in(frame, *_TREE_MODULES):
+    while _module(frame) in _TREE_MODULES and frame is not None:
         functions.add(frame.f_code.co_name)
         frame = frame.f_back
-    if functions & {"structure", "tree_structure"}:
+    if not _module(frame).startswith(_LOOKED_FOR) or functions & _OF_STRUCTURE:
         return
     if _is_in(frame, "optax"):
         raise ValueError(
@@ -86,11 +88,12 @@ def refuse_maps() -> None:
         frame = frame.f_back if frame else None
 
 
+def _module(frame: FrameType | None) -> str:
+    return "" if frame is None else frame.f_globals.get("__name__", "")
+
+
 def _is_in(frame: FrameType | None, *packages: str) -> bool:
-    if frame is None:
-        return False
-    module = frame.f_globals.get("__name__", "")
-    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+    return f"{_module(frame)}.".startswith(tuple(f"{name}." for name in packages))
 
 
 def _transformation(frame: FrameType | None) -> str:
