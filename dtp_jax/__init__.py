@@ -1,7 +1,8 @@
 """Dynamic Task Prioritization and multi-task balancing for JAX and optax."""
 
 import importlib
-from typing import Any
+import sys
+from typing import TYPE_CHECKING
 
 from dtp_jax import balancers as balancers
 from dtp_jax import boxes as boxes
@@ -32,8 +33,18 @@ from dtp_jax.links import (
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    # These need flax, which is an extra: they are imported when they are first used.
-    if name in ("nnx", "linen"):
-        return importlib.import_module(f"dtp_jax.{name}")
-    raise AttributeError(f"module 'dtp_jax' has no attribute {name!r}")
+# These need flax, which is an extra: they are imported when they are first used. A type
+# checker must not see the function, or it believes in every name.
+if TYPE_CHECKING:
+    from dtp_jax import linen as linen
+    from dtp_jax import nnx as nnx
+else:
+
+    def __getattr__(name):
+        if name in ("nnx", "linen"):
+            return importlib.import_module(f"dtp_jax.{name}")
+        raise AttributeError(
+            f"module 'dtp_jax' has no attribute {name!r}",
+            name=name,
+            obj=sys.modules[__name__],
+        )

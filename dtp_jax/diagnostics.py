@@ -1,6 +1,7 @@
 """What to log: weights, KPIs and conflicts.
 
-For a state with an axis of seeds, map these functions: ``jax.vmap(task_weights)``.
+For a state with an axis of seeds, or of steps, map these functions:
+``jax.vmap(task_weights)``.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ import optax
 from dtp_jax._core import linalg
 from dtp_jax._core.layout import layout_of
 from dtp_jax.gradients import TaskGradients
+from dtp_jax.kpi import KpiState
 
 
 def task_weights(opt_state: Any) -> dict[str, jax.Array]:
@@ -21,10 +23,13 @@ def task_weights(opt_state: Any) -> dict[str, jax.Array]:
         opt_state: The state of an optimizer whose chain holds one balancing link.
 
     Returns:
-        A dict from the name of each task to its weight, float32.
+        A dict from the name of each task to its weight, float32. A name is the path of
+        the task, "a/b" in ``{"a": {"b": ...}}``; where that would be the same for two
+        tasks it is "['a']['b']".
 
     Raises:
-        ValueError: If the state holds no task weights, or more than one set.
+        ValueError: If the state holds no task weights, or more than one set, or has an
+            axis of seeds.
 
     Example:
         >>> import jax.numpy as jnp
@@ -33,7 +38,9 @@ def task_weights(opt_state: Any) -> dict[str, jax.Array]:
         >>> {k: v.item() for k, v in task_weights(tx.init(jnp.zeros(2))).items()}
         {'left': 1.0, 'right': 1.0}
     """
-    return _by_name(_get(opt_state, "task_weights", "a link of dtp_jax.balance"))
+    weights = _get(opt_state, "task_weights", "a link of dtp_jax.balance")
+    _check_one(opt_state, weights)
+    return _by_name(weights)
 
 
 def kpis(opt_state: Any) -> dict[str, jax.Array]:
@@ -48,7 +55,7 @@ def kpis(opt_state: Any) -> dict[str, jax.Array]:
 
     Raises:
         ValueError: If the state holds no KPIs, more than one set, or not one KPI for
-            each task (under `optax.masked`).
+            each task (under `optax.masked`), or has an axis of seeds.
 
     Example:
         >>> import jax.numpy as jnp
@@ -151,14 +158,38 @@ def _get(opt_state: Any, name: str, source: str) -> Any:
             f"The optimizer state holds no `{name}`, which {source} would put there."
         )
 
+    return _out_of_variables(value)
+
+
+def _out_of_variables(tree: Any) -> Any:
     # The state of an nnx optimizer has its arrays in variables, which are no leaves.
     def in_variable(leaf: Any) -> bool:
         return hasattr(leaf, "get_value")
 
     return jax.tree.map(
         lambda leaf: leaf.get_value() if in_variable(leaf) else leaf,
-        value,
+        tree,
         is_leaf=in_variable,
+    )
+
+
+def _check_one(opt_state: Any, weights: Any) -> None:
+    """Raises if the state looks like several, stacked by `jax.vmap` or `lax.scan`."""
+    one_array = jax.tree_util.treedef_is_leaf(jax.tree.structure(weights))
+    if one_array and jnp.ndim(weights) == 1:
+        return
+    # Tasks in arrays have an axis, too, but then a counter or an average has another.
+    opt_state = _out_of_variables(opt_state)
+    first_axes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(opt_state)}
+    found = optax.tree.get_all_with_path(opt_state, "kpis")
+    averages = [kpis.mean for _, kpis in found if isinstance(kpis, KpiState)]
+    if len(first_axes) > 1 or () in first_axes or 1 in map(jnp.ndim, averages):
+        return
+    raise ValueError(
+        f"Everything in the optimizer state has a first axis of {first_axes.pop()[0]}, "
+        "as if it counted seeds or steps: map this function, too, "
+        "jax.vmap(dtp_jax.diagnostics.task_weights)(opt_state). If it counts tasks, "
+        'read the weights by optax.tree.get(opt_state, "task_weights").'
     )
 
 

@@ -4,9 +4,15 @@ import dataclasses
 from typing import Any, Self
 
 import optax
-from flax.training import train_state
 
 from dtp_jax.gradients import TaskGradients
+
+try:
+    from flax.training import train_state
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'dtp_jax.linen needs flax: pip install "dtp-jax[flax]"', name=error.name
+    ) from error
 
 
 class TrainState(train_state.TrainState):

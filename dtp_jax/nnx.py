@@ -5,10 +5,16 @@ from typing import Any, TypeVar
 
 import jax
 import optax
-from flax import nnx
 
 from dtp_jax import gradients
 from dtp_jax.gradients import AxisName, GramianMode, Shared, TaskGradients
+
+try:
+    from flax import nnx
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'dtp_jax.nnx needs flax: pip install "dtp-jax[flax]"', name=error.name
+    ) from error
 
 M = TypeVar("M")
 

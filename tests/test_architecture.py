@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import operator
 import statistics
 import subprocess
 import sys
@@ -258,8 +259,29 @@ def test_flax_is_not_needed() -> None:
     assert done.stdout.strip() == "imported"
 
 
+@pytest.mark.parametrize("name", ["nnx", "linen"])
+def test_without_flax_the_error_says_what_to_install(name: str) -> None:
+    program = f"""if True:
+        import sys
+        sys.modules["flax"] = None
+        import dtp_jax
+        for how in ("import dtp_jax.{name}", "from dtp_jax import {name}",
+                    "dtp_jax.{name}"):
+            try:
+                exec(how)
+            except ModuleNotFoundError as error:
+                assert error.name.startswith("flax"), error.name
+                print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    message = f'dtp_jax.{name} needs flax: pip install "dtp-jax[flax]"'
+    assert done.stdout.splitlines() == [message] * 3
+
+
 def test_the_flax_modules_are_attributes_of_the_package() -> None:
     program = "import dtp_jax; dtp_jax.nnx.Optimizer, dtp_jax.linen.TrainState"
     subprocess.run([sys.executable, "-c", program], check=True)
     with pytest.raises(AttributeError, match="no attribute 'haiku'"):
-        _ = dtp_jax.haiku
+        operator.attrgetter("haiku")(dtp_jax)

@@ -1,5 +1,6 @@
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -29,6 +30,63 @@ def test_names_of_tasks_in_one_array_are_positions() -> None:
     state = dynamic_task_prioritization(2).init(None)
     assert list(diagnostics.task_weights(state)) == ["0", "1"]
     assert np.isnan(diagnostics.kpis(state)["0"])
+
+
+def test_tasks_with_the_same_path_are_both_there() -> None:
+    tasks = {"a/b": jnp.zeros(()), "a": {"b": jnp.zeros(())}}
+    link = dynamic_task_prioritization(tasks, warmup_steps=0)
+    gradients = TaskGradients.from_stacked(jnp.eye(2), tasks)
+    kpis = {"a/b": 0.5, "a": {"b": 0.1}}
+    _, state = link.update(gradients, link.init(None), kpis=kpis)
+    found = diagnostics.kpis(state)
+    assert {name: round(float(kpi), 6) for name, kpi in found.items()} == {
+        "['a']['b']": 0.1,
+        "['a/b']": 0.5,
+    }
+    weights = diagnostics.task_weights(state)
+    np.testing.assert_allclose(weights["['a/b']"], 0.25 * np.log(2), rtol=1e-6)
+
+
+def seeds(tx: Any) -> Any:
+    return jax.vmap(tx.init)({"w": jnp.zeros((3, 2))})
+
+
+@pytest.mark.parametrize(
+    ("tx", "names"),
+    [
+        (balance(optax.identity(), ["a", "b"]), ["a", "b"]),
+        (dynamic_task_prioritization(["a", "b"]), ["a", "b"]),
+        (dynamic_task_prioritization({"a": jnp.zeros(2)}), ["a/0", "a/1"]),
+        (optax.chain(balance(optax.identity(), 2), optax.adam(0.1)), ["0", "1"]),
+    ],
+)
+def test_a_state_with_an_axis_of_seeds_says_to_map(tx: Any, names: list[str]) -> None:
+    state = seeds(tx)
+    with pytest.raises(ValueError, match=r"first axis of 3.*jax.vmap\(dtp_jax"):
+        diagnostics.task_weights(state)
+    found = jax.vmap(diagnostics.task_weights)(state)
+    assert list(found) == names
+    assert {weights.shape for weights in found.values()} == {(3,)}
+    one = jax.tree.map(lambda leaf: leaf[0], state)
+    assert list(diagnostics.task_weights(one)) == names
+
+
+def test_an_axis_of_tasks_that_nothing_tells_from_one_of_seeds() -> None:
+    state = balance(optax.identity(), {"a": jnp.zeros(2)}).init(None)
+    with pytest.raises(ValueError, match="If it counts tasks, read the weights by"):
+        diagnostics.task_weights(state)
+    # A counter anywhere in the state tells.
+    assert list(diagnostics.task_weights((state, jnp.zeros(())))) == ["a/0", "a/1"]
+
+
+def test_kpis_of_a_state_with_an_axis_of_seeds_or_steps() -> None:
+    link = dynamic_task_prioritization(["a", "b"])
+    with pytest.raises(ValueError, match=r"jax.vmap\(dtp_jax"):
+        diagnostics.kpis(seeds(link))
+    assert set(jax.vmap(diagnostics.kpis)(seeds(link))) == {"a", "b"}
+    _, history = jax.lax.scan(lambda s, _: (s, s), link.init(None), length=4)
+    with pytest.raises(ValueError, match="first axis of 4"):
+        diagnostics.task_weights(history)
 
 
 def test_a_state_without_a_link() -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import core
+from flax.training import train_state
 
 from dtp_jax import balance, balancers, combine_losses, focal_weights, task_gradients
 from dtp_jax.linen import TrainState
@@ -25,6 +26,14 @@ class Model(nn.Module):
 
 class State(TrainState):
     batch_stats: core.FrozenDict[str, Any] | dict[str, Any]
+
+
+PARAMS = {"w": jnp.ones(2)}
+SGD = optax.sgd(0.1)
+
+
+def two_losses(params: Any) -> dict[str, jax.Array]:
+    return {"left": jnp.sum(params["w"]), "right": jnp.sum(params["w"] ** 2)}
 
 
 def make(tx: optax.GradientTransformation) -> State:
@@ -80,6 +89,26 @@ def test_missing_kpis_are_an_error() -> None:
     gradients, _ = task_gradients(losses_fn, has_aux=True)(state.params, state)
     with pytest.raises(ValueError, match="focal needs `kpis`"):
         state.apply_gradients(grads=gradients)
+
+
+def test_the_train_state_of_flax_is_not_the_one() -> None:
+    for tx in (optax.chain(balance(balancers.focal(), KPIS), optax.sgd(0.1)), SGD):
+        state = train_state.TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
+        gradients: Any = task_gradients(two_losses)(state.params)
+        with pytest.raises(TypeError, match=r"use dtp_jax.linen.TrainState.*kpis="):
+            state.apply_gradients(grads=gradients, kpis=KPIS)
+    link = balance(balancers.focal(), KPIS)
+    state = train_state.TrainState.create(apply_fn=None, params=PARAMS, tx=link)
+    stacked = task_gradients(two_losses)(state.params).stack()
+    with pytest.raises(ValueError, match=r"kpis.*flax's own.*dtp_jax.linen.TrainSt"):
+        state.apply_gradients(grads=stacked, kpis=KPIS)
+
+
+def test_task_gradients_without_a_link() -> None:
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=SGD)
+    gradients = task_gradients(two_losses)(state.params)
+    with pytest.raises(ValueError, match="took a TaskGradients for a gradient"):
+        state.apply_gradients(grads=gradients, kpis=KPIS)
 
 
 def test_extra_arguments_reach_a_chain_that_takes_none() -> None:

@@ -30,6 +30,14 @@ class Model(nnx.Module):
         return self.left(hidden), self.right(hidden)
 
 
+class Pair(nnx.Module):
+    def __init__(self) -> None:
+        self.w = nnx.Param(jnp.ones(2))
+
+    def losses(self) -> dict[str, jax.Array]:
+        return {"left": jnp.sum(self.w[...]), "right": jnp.sum(self.w[...] ** 2)}
+
+
 def losses_fn(model: Model, x: jax.Array) -> tuple[dict[str, jax.Array], Any]:
     left, right = model(x)
     losses = {"left": jnp.mean((left - 1) ** 2), "right": jnp.mean(right**2)}
@@ -170,6 +178,29 @@ def test_a_missing_kpi_leaves_the_model_as_it_was() -> None:
         optimizer.update(model, gradients)
     chex.assert_trees_all_equal(data(variables(model)), before)
     assert int(optimizer.step[...]) == 0
+
+
+def test_the_optimizer_of_flax_is_not_the_one() -> None:
+    model = Pair()
+    link = balance(balancers.focal(), KPIS)
+    gradients: Any = dtp_nnx.task_gradients(Pair.losses)(model)
+    message = r"use dtp_jax.nnx.Optimizer"
+    for tx in (optax.chain(link, optax.sgd(0.1)), optax.adam(0.1)):
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        with pytest.raises(ValueError, match=message):
+            optimizer.update(model, gradients, kpis=KPIS)
+    optimizer = nnx.Optimizer(model, link, wrt=nnx.Param)
+    with pytest.raises(ValueError, match=message):
+        nnx.jit(type(optimizer).update)(optimizer, model, gradients, kpis=KPIS)
+    with pytest.raises(ValueError, match=message):
+        optimizer.update(model, gradients.stack(), kpis=KPIS)
+
+
+def test_task_gradients_go_in_and_out_of_nnx_jit() -> None:
+    model = Pair()
+    gradients = nnx.jit(dtp_nnx.task_gradients(Pair.losses))(model)
+    combined = nnx.jit(lambda g: g.combine({"left": 1.0, "right": 2.0}))(gradients)
+    assert combined["w"].tolist() == [5.0, 5.0]
 
 
 def test_seeds_by_vmap() -> None:

@@ -21,6 +21,28 @@ Balancer = optax.GradientTransformationExtraArgs
 SMALLEST_WEIGHT = 1e-30
 
 
+class Link(optax.GradientTransformationExtraArgs):
+    """A transformation of an optimizer's chain, which gets the gradients of the tasks.
+
+    To optax it is a transformation like others. That it is no balancer, which gets the
+    task weights, only shows in this type, and in the type of its state: a named tuple
+    with ``of_link = True`` as a class attribute.
+    """
+
+
+def link(init: Callable[..., Any], update: Callable[..., Any]) -> Balancer:
+    """Builds a link of an optimizer's chain, as `transformation` does a balancer.
+
+    Args:
+        init: From the parameters to the state.
+        update: From updates, state, params and extra arguments to updates and state.
+
+    Returns:
+        The link.
+    """
+    return Link(init, update)
+
+
 def transformation(init: Callable[..., Any], update: Callable[..., Any]) -> Balancer:
     """Builds a balancer; the one place that meets the types of optax.
 
@@ -139,26 +161,53 @@ def nonzero(weights: jax.Array, preferences: jax.Array) -> jax.Array:
     return jnp.where(preferences > 0, weights, 0)
 
 
-def checked_balancer(name: str, balancer: Any) -> optax.GradientTransformationExtraArgs:
+def checked_balancer(
+    name: str, balancer: Any, layout: TaskLayout | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Checks that something is a balancer and lets it take extra arguments.
 
     Args:
         name: The argument it was given as, for the message.
         balancer: An optax transformation.
+        layout: The layout of the tasks, if it is known: then the check also finds a
+            link in a chain or a wrapper, which have no type to tell.
 
     Returns:
         The balancer.
 
     Raises:
-        TypeError: If it is no transformation, such as a factory that was not called.
+        TypeError: If it is no transformation, such as a factory that was not called, or
+            a link, which takes the gradients of the tasks.
     """
     if not isinstance(balancer, optax.GradientTransformation):
         hint = ""
         if callable(balancer):
             called = getattr(balancer, "__name__", "balancer")
             hint = f" It is a function: call it, as in {called}()."
+        if hasattr(balancer, "gradient_transformation"):
+            hint = " Its method gradient_transformation() returns one."
         raise TypeError(
             f"{name} must be a balancer (an optax gradient transformation on the task "
             f"weights), got {type(balancer).__name__}.{hint}"
         )
+    if isinstance(balancer, Link) or (layout and _holds_link(balancer, layout)):
+        raise TypeError(
+            f"{name} is already a link, or holds one: it works on the gradients of the "
+            "tasks and goes into the optimizer's chain as it is, optax.chain(link, "
+            f"optax.adam(1e-3)). What {name} takes is a balancer, which works on the "
+            "task weights, such as dtp_jax.balancers.mgda(). For focal weights before "
+            "a balancer there is dtp_jax.dynamic_task_prioritization(tasks, "
+            "balancer=...), before a combiner preferences=dtp_jax.balancers.focal()."
+        )
     return optax.with_extra_args_support(balancer)
+
+
+def _holds_link(balancer: optax.GradientTransformation, layout: TaskLayout) -> bool:
+    # Whatever wraps a link keeps its state in its own. Shapes are enough: nothing is
+    # computed, so that no device is asked for when a module defines its optimizer.
+    state = jax.eval_shape(lambda: balancer.init(layout.full(0.0)))
+
+    def of_link(node: Any) -> bool:
+        return getattr(type(node), "of_link", False)
+
+    return any(map(of_link, jax.tree.leaves(state, is_leaf=of_link)))

@@ -1,5 +1,6 @@
 """What a task is: how T tasks lie in a pytree."""
 
+import collections
 import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -39,16 +40,27 @@ class TaskLayout:
 
     @property
     def names(self) -> list[str]:
-        """A name for each task: its path, and its index if its leaf holds several."""
-        names = []
+        """A name for each task: its path, and its index if its leaf holds several.
+
+        Where two tasks would have the same, as in ``{"a/b": ..., "a": {"b": ...}}``,
+        their names are the paths as Python writes them, ``['a/b']`` and ``['a']['b']``.
+        """
+        names, paths = [], []
         for path, leaf in self._paths_and_indices():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
+            full = jax.tree_util.keystr(path)
             if self.shapes[leaf] == ():
                 names.append(name or "0")
+                paths.append(full)
             else:
                 prefix = f"{name}/" if name else ""
                 names += [f"{prefix}{i}" for i in range(self.sizes[leaf])]
-        return names
+                paths += [f"{full}[{i}]" for i in range(self.sizes[leaf])]
+        counts = collections.Counter(names)
+        return [
+            path if counts[name] > 1 else name
+            for name, path in zip(names, paths, strict=True)
+        ]
 
     @property
     def has_names(self) -> bool:

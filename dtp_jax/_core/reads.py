@@ -1,5 +1,6 @@
 """What a balancer reads of a step, or how the user supplies it."""
 
+import sys
 from typing import Any
 
 import jax
@@ -53,8 +54,15 @@ def required(value: Any, name: str, method: str, how: str) -> Any:
         ValueError: If it is None.
     """
     if value is None:
+        # The user may well have given it, to a class that does not pass it on.
+        hint = ""
+        if "flax" in sys.modules:
+            hint = (
+                " With flax's own TrainState, which passes nothing on to update, it "
+                "takes dtp_jax.linen.TrainState."
+            )
         raise ValueError(
-            f"{method} needs `{name}`, which this step did not supply: {how}."
+            f"{method} needs `{name}`, which this step did not supply: {how}.{hint}"
         )
     return value
 

@@ -42,7 +42,7 @@ def check_stacked(stacked: Any, params: Any, num_tasks: int) -> None:
                 f"{list(jnp.shape(param))}, and no axis of tasks: it is already summed "
                 "over the tasks. Call dtp_jax.task_gradients(losses_fn)(params, ...) "
                 "in place of jax.grad and pass its result, and keep other "
-                "transformations after the balancing link."
+                "transformations after the balancing link, of which a chain takes one."
             )
         raise ValueError(
             f"The gradient{name} has shape {list(jnp.shape(gradient))}, expected "

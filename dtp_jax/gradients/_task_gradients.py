@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core.layout import TaskLayout, layout_of
 
+from ._guard import NoGradient, refuse_maps
 from ._inputs import check_params, real_rows
 from ._linearized import GramianMode, Linearized, LinearMap, split_aux
 from ._seal import new_seal, unbroken, visibly
@@ -18,7 +19,7 @@ from ._stacked import Stacked, check_stacked
 
 
 @jax.tree_util.register_pytree_node_class
-class TaskGradients:
+class TaskGradients(NoGradient):
     """The gradients of T losses, not computed until they are needed.
 
     A registered pytree of the losses and the linear map from a change of the parameters
@@ -247,6 +248,7 @@ class TaskGradients:
 
     def tree_flatten(self) -> tuple[tuple[Any, Any, Any], None]:
         """For `jax.tree_util`."""
+        refuse_maps()
         # A map over the leaves, such as a clip, would act on the linear map. The seal
         # does not stand it.
         return (self._losses, self._map, self._seal), None

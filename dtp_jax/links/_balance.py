@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax._core.balancer import Balancer, checked_balancer, transformation
+from dtp_jax._core.balancer import Balancer, checked_balancer, link
 from dtp_jax._core.layout import task_layout
 from dtp_jax.links._step import check_state, gradients_of, read_step
 
@@ -15,6 +15,8 @@ Heads = Literal["weights", "preferences"]
 
 class BalanceState(NamedTuple):
     """State of `balance`."""
+
+    of_link = True  # for `checked_balancer`; no field
 
     task_weights: Any  # the weights of the last step, a pytree like the tasks
     preferences: Any  # the state of the balancer that ran first
@@ -70,7 +72,8 @@ def balance(
     Raises:
         ValueError: If `tasks` or `heads` cannot be read; from `update`, if losses,
             gradients, KPIs or a restored state do not match the tasks.
-        TypeError: If `balancer` is not a balancer.
+        TypeError: If `balancer` or `preferences` is no balancer, or is already a link,
+            such as `dynamic_task_prioritization`, a combiner or another `balance`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,9 +89,9 @@ def balance(
         [0.6931, 0.6931]
     """
     layout = task_layout(tasks)
-    balancer = checked_balancer("balancer", balancer)
+    balancer = checked_balancer("balancer", balancer, layout)
     first = checked_balancer(
-        "preferences", optax.identity() if preferences is None else preferences
+        "preferences", optax.identity() if preferences is None else preferences, layout
     )
     if heads not in get_args(Heads):
         raise ValueError(f"heads must be 'weights' or 'preferences', got {heads!r}.")
@@ -126,4 +129,4 @@ def balance(
         task_weights = layout.tree(weights)
         return combined, BalanceState(task_weights, first_state, balancer_state)
 
-    return transformation(init, update)
+    return link(init, update)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax._core.balancer import Balancer, transformation
+from dtp_jax._core.balancer import Balancer, link
 from dtp_jax._core.checks import check_number
 from dtp_jax.gradients import TaskGradients, check_stacked, row_norms
 
@@ -38,7 +38,7 @@ def clip_each_task(max_norm: jax.typing.ArrayLike) -> Balancer:
 
     Raises:
         ValueError: If `max_norm` is not positive; from `update`, if the gradients are
-            not stacked along a first axis of tasks.
+            not stacked along a first axis of tasks, or if it stands inside `balance`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -54,7 +54,13 @@ def clip_each_task(max_norm: jax.typing.ArrayLike) -> Balancer:
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        del extra_args
+        # Only `balance` and combiners pass this on, to what works on the weights.
+        if "task_gradients" in extra_args:
+            raise ValueError(
+                "clip_each_task works on the gradients of the tasks, not on their "
+                "weights: put it into the optimizer's chain, before the link, "
+                "optax.chain(clip_each_task(1.0), balance(balancer, tasks), ...)."
+            )
         if isinstance(updates, TaskGradients):
             updates.untouched()
             return updates.stacked(_clip(updates.stack(), max_norm)), state
@@ -64,7 +70,7 @@ def clip_each_task(max_norm: jax.typing.ArrayLike) -> Balancer:
             check_stacked(updates, params, num_tasks)
         return _clip(updates, max_norm), state
 
-    return transformation(lambda params: optax.EmptyState(), update)
+    return link(lambda params: optax.EmptyState(), update)
 
 
 def _clip(stacked: Any, max_norm: jax.typing.ArrayLike) -> Any:

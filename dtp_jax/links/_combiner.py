@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core import linalg
-from dtp_jax._core.balancer import Balancer, checked_balancer, transformation
+from dtp_jax._core.balancer import Balancer, checked_balancer, link
 from dtp_jax._core.layout import task_layout
 from dtp_jax.gradients import Shared, shared_mask
 from dtp_jax.links._step import check_state, gradients_of, read_step
@@ -16,6 +16,8 @@ from dtp_jax.links._step import check_state, gradients_of, read_step
 
 class CombinerState(NamedTuple):
     """State of a combiner."""
+
+    of_link = True  # for `checked_balancer`; no field
 
     preferences: Any  # the state of the balancer that ran first
     memory: Any  # what the combiner itself remembers
@@ -68,7 +70,7 @@ def combiner(
     """
     layout = task_layout(tasks)
     first = checked_balancer(
-        "preferences", optax.identity() if preferences is None else preferences
+        "preferences", optax.identity() if preferences is None else preferences, layout
     )
 
     def init(params: Any) -> CombinerState:
@@ -124,7 +126,7 @@ def combiner(
         whole = [jnp.where(untouched, leaf, jnp.nan) for leaf in whole]
         return treedef.unflatten(whole), CombinerState(first_state, found.memory)
 
-    return transformation(init, update)
+    return link(init, update)
 
 
 def memory_of_rows(tasks: Any, shared: Shared | None, params: Any) -> Any:

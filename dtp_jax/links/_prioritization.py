@@ -94,14 +94,14 @@ def dynamic_task_prioritization(
         )
     if stages is not None:
         curricula.check_stages(stages, layout)
-    link = balancers.focal(gamma=gamma, alpha=alpha, kpi_min=kpi_min)
+    first = balancers.focal(gamma=gamma, alpha=alpha, kpi_min=kpi_min)
     check_per_task("gamma", gamma, layout)
-    link = curricula.warm_up(link, warmup_steps)
+    first = curricula.warm_up(first, warmup_steps)
     if stages is not None:
-        link = curricula.stages(stages, link)
-    links = [link]
+        first = curricula.stages(stages, first)
+    chained = [first]
     if normalize is not None:
-        links.append(balancers.normalize_weights(normalize))
+        chained.append(balancers.normalize_weights(normalize))
     if balancer is not None:
-        links.append(checked_balancer("balancer", balancer))
-    return balance(optax.chain(*links), tasks)
+        chained.append(checked_balancer("balancer", balancer, layout))
+    return balance(optax.chain(*chained), tasks)

@@ -155,6 +155,12 @@ def gradients_of(
             "against: call update(gradients, state, params), or pass a TaskGradients "
             "of dtp_jax.task_gradients."
         )
+    if jax.tree.leaves(params) and not jax.tree.leaves(updates):
+        raise ValueError(
+            "update got gradients without any array. flax.nnx.Optimizer drops what is "
+            "no variable of nnx, such as stacked gradients: use dtp_jax.nnx.Optimizer "
+            "in its place."
+        )
     check_stacked(updates, params, layout.num_tasks)
     return TaskGradients.from_stacked(updates, shared=shared)
 

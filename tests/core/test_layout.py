@@ -41,6 +41,23 @@ def test_names_of_other_structures(tasks: Any, names: list[str]) -> None:
     assert layout.num_tasks == len(names)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "names"),
+    [
+        ({"a/b": 0.0, "a": {"b": 0.0}, "c": 0.0}, ["['a']['b']", "['a/b']", "c"]),
+        ({"a": jnp.zeros(2), "a/1": 0.0}, ["a/0", "['a'][1]", "['a/1']"]),
+        ({"": 0.0, "0": 0.0}, ["['']", "['0']"]),
+        ({"x": Pair(0.0, 0.0), "x/left": 0.0}, ["['x'].left", "x/right", "['x/left']"]),
+        ([{"a": 0.0}, {"a": 0.0}], ["0/a", "1/a"]),
+    ],
+)
+def test_two_tasks_never_have_the_same_name(tasks: Any, names: list[str]) -> None:
+    layout = task_layout(tasks)
+    assert layout.names == names
+    found = [layout.position("task", name) for name in layout.names]
+    assert found == list(range(layout.num_tasks))
+
+
 def test_vector_and_tree_are_inverse() -> None:
     layout = task_layout({"x": jnp.zeros((2, 3)), "y": 0.0})
     vector = jnp.arange(7.0)

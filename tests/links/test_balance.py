@@ -254,59 +254,6 @@ def test_stacked_gradients_leave_the_other_tasks_unharmed() -> None:
     assert state.balancer.kpis.count.tolist() == [1, 0, 1]
 
 
-# Where the link stands in the chain.
-
-
-@pytest.mark.parametrize(
-    "before",
-    [
-        optax.clip_by_global_norm(0.1),
-        optax.clip(0.1),
-        optax.scale(0.5),
-        optax.scale_by_adam(),
-        optax.add_decayed_weights(0.1),
-        optax.sgd(0.5),
-        optax.trace(0.9),
-    ],
-)
-def test_a_transformation_before_the_link_is_an_error(before: Any) -> None:
-    tx = optax.chain(before, balance(balancers.focal(), NAMES))
-    # Some transformations stumble over the TaskGradients before the link sees it.
-    message = "after the balancing link|pytree structure|node type|lax.select requires"
-    with pytest.raises((ValueError, TypeError), match=message):
-        jax.jit(lambda state: updated(tx, state, kpis=KPIS))(tx.init(PARAMS))
-
-
-@pytest.mark.parametrize(
-    "before",
-    [
-        optax.scale_by_schedule(lambda step: 0.5),
-        optax.scale_by_learning_rate(optax.linear_schedule(0.5, 0.1, 5)),
-        optax.set_to_zero(),
-    ],
-)
-def test_a_schedule_before_the_link_shows_as_nan(before: Any) -> None:
-    tx = optax.chain(before, balance(balancers.focal(), NAMES))
-    updates, state = updated(tx, kpis=KPIS)
-    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(updates))
-    chex.assert_tree_all_finite(state)
-
-
-@pytest.mark.parametrize(
-    "around",
-    [
-        lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
-        lambda tx: optax.apply_if_finite(tx, 2),
-        optax.flatten,
-    ],
-)
-def test_a_wrapper_around_the_link_is_an_error(around: Any) -> None:
-    tx = around(optax.chain(balance(balancers.focal(), NAMES), optax.sgd(0.1)))
-    message = "different types at key|same pytree structure|expected"
-    with pytest.raises((ValueError, TypeError), match=message):
-        updated(tx, kpis=KPIS)
-
-
 def test_gradients_accumulated_over_microbatches_are_those_of_the_batch() -> None:
     x = jax.random.normal(jax.random.key(0), (8, 2))
 

@@ -8,7 +8,6 @@ import pytest
 
 import dtp_jax
 from dtp_jax import TaskGradients, task_gradients
-from tests import toys
 from tests.toys import balance, balancers
 
 clip_each_task: Any = dtp_jax.clip_each_task
@@ -105,15 +104,17 @@ def test_errors_say_what_to_do() -> None:
     tx = clip_each_task(1.0)
     with pytest.raises(ValueError, match="no axis of tasks"):
         tx.update(jnp.ones(3), tx.init(None), jnp.ones(3))
-    scaled = chain(optax.scale(0.5), clip_each_task(1.0))
     gradients = task_gradients(losses_fn)(PARAMS)
+    link = balance(optax.identity(), ["a", "b"])
+
+    # Transformations that are not of optax, before the clip.
+    def scaled(by: Any) -> Any:
+        first = optax.stateless(lambda updates, _: jax.tree.map(by, updates))
+        return chain(first, clip_each_task(1.0), link)
+
+    tx = scaled(lambda leaf: 0.5 * leaf)
     with pytest.raises(ValueError, match="after the balancing link"):
-        scaled.update(gradients, scaled.init(PARAMS))
-    names = ["a", "b"]
-    tx = chain(
-        optax.scale_by_schedule(lambda step: 0.5),
-        clip_each_task(1.0),
-        toys.balance(optax.identity(), names),
-    )
+        tx.update(gradients, tx.init(PARAMS))
+    tx = scaled(lambda leaf: jnp.asarray(0.5, leaf.dtype) * leaf)
     updates, _ = tx.update(gradients, tx.init(PARAMS))
     assert np.isnan(updates["w"]).all()
