@@ -39,9 +39,9 @@ def focal(
 
     `update` needs the extra argument `kpis`, a pytree like the tasks of values in
     [0, 1], higher is better; None or NaN means "not observed in this step". A task
-    without any observation yet keeps its preference as its weight. The weight of an active task is
-    never exactly zero, which would mean "not active" to the next link: a solved task
-    gets 1e-30.
+    without any observation yet keeps its preference as its weight. The weight of an
+    active task is never exactly zero, which would mean "not active" to the next link: a
+    solved task gets 1e-30.
 
     Args:
         gamma: How fast a task is discounted as it does better, at least 0; a scalar, a
