@@ -15,6 +15,9 @@ from dtp_jax._core.layout import layout_of
 from dtp_jax.gradients import TaskGradients
 from dtp_jax.kpi import KpiState
 
+# KPIs are means of floats, which may leave [0, 1] by rounding.
+_ROUNDING = 1e-5
+
 
 def task_weights(opt_state: Any) -> dict[str, jax.Array]:
     """The weights of the last step by task name.
@@ -73,6 +76,65 @@ def kpis(opt_state: Any) -> dict[str, jax.Array]:
         )
     means = jnp.where(state.count > 0, state.mean, jnp.nan)
     return dict(zip(names, means, strict=True))
+
+
+def kpi_problems(opt_state: Any, *, num_steps: int = 1000) -> dict[str, str]:
+    """Tasks whose KPIs look wrong, and what may be the reason.
+
+    KPIs that come as JAX arrays are clipped to [0, 1] without a word, since looking at
+    them would wait for the device; the state of `dynamic_task_prioritization` keeps
+    what was seen. Ask now and then, outside of `jax.jit`.
+
+    Args:
+        opt_state: The state of an optimizer whose chain holds one
+            `dynamic_task_prioritization`.
+        num_steps: After how many observations in a row at 0 or at the largest value a
+            KPI is said to stand there.
+
+    Returns:
+        A dict from the names of such tasks to a sentence each, empty if all is well.
+        Named are tasks whose KPI left [0, 1] at some time (one with a range in
+        `kpi_range` may), was never observed though others were, or stands at an end.
+
+    Raises:
+        ValueError: If the state holds no such link, or more than one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dtp_jax import TaskGradients, dynamic_task_prioritization
+        >>> tx = dynamic_task_prioritization(["left", "right"])
+        >>> gradients = TaskGradients.from_stacked(
+        ...     jnp.eye(2), {"left": jnp.array(1.0), "right": jnp.array(1.0)}
+        ... )
+        >>> kpis = {"left": jnp.array(85.0), "right": jnp.array(0.5)}
+        >>> _, state = tx.update(gradients, tx.init(None), kpis=kpis)
+        >>> list(kpi_problems(state))
+        ['left']
+    """
+    lowest, highest, at_end, state = (
+        _get(opt_state, name, "`dynamic_task_prioritization`")
+        for name in ("lowest", "highest", "at_end", "kpis")
+    )
+    started = int(jnp.max(state.count)) > 0
+    problems = {}
+    for index, name in enumerate(task_weights(opt_state)):
+        low, high = float(lowest[index]), float(highest[index])
+        stood, mean = int(at_end[index]), float(state.mean[index])
+        if int(state.count[index]) == 0:
+            if started:
+                problems[name] = "never observed: its weight is its preference."
+        elif low < -_ROUNDING or high > 1 + _ROUNDING:
+            problems[name] = (
+                f"outside of [0, 1], from {low:.6g} to {high:.6g}, and clipped: divide "
+                "percentages by 100, or give kpi_range."
+            )
+        elif stood >= num_steps:
+            end = "0: no weight can tell how bad it is" if mean < 0.5 else "its best"
+            problems[name] = (
+                f"stands at {end}, {stood} observations in a row. Is its scale right? "
+                "See kpi_range."
+            )
+    return problems
 
 
 def effective_num_tasks(weights: Any) -> jax.Array:

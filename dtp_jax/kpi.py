@@ -1,9 +1,11 @@
 """The core: averaged key performance indicators and the weights made from them."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import TaskLayout, layout_of, per_task, task_layout
@@ -57,7 +59,7 @@ def update_kpis(
     Args:
         state: The state of `init_kpis` or of the last step.
         kpis: A pytree like the tasks, in [0, 1], higher is better. None or NaN (or an
-            infinite value) means "not observed". Arrays are clipped to [0, 1].
+            infinite value) means "not observed". JAX arrays are clipped to [0, 1].
         alpha: The weight of the new value, in [0, 1]. 1 keeps no memory.
         mask: Booleans, a pytree like the tasks: False means "not observed" too.
 
@@ -65,8 +67,8 @@ def update_kpis(
         The new state.
 
     Raises:
-        ValueError: If the KPIs do not match the tasks, a KPI given as a Python number
-            is outside of [0, 1], or `alpha` is.
+        ValueError: If the KPIs do not match the tasks, a KPI given as a number or in a
+            NumPy array is outside of [0, 1], or `alpha` is.
 
     Example:
         >>> state = update_kpis(init_kpis(["a", "b"]), {"a": 0.5, "b": 0.1})
@@ -233,13 +235,18 @@ def check_kpis(kpis: Any, layout: TaskLayout) -> None:
         layout: The layout of the tasks.
 
     Raises:
-        ValueError: If they do not match, or a Python number is outside of [0, 1].
+        ValueError: If they do not match, or a Python number or a number in a NumPy
+            array is outside of [0, 1].
     """
     layout.check("kpis", kpis)
     leaves = jax.tree_util.tree_flatten_with_path(kpis)[0]
     for path, leaf in leaves:
-        if isinstance(leaf, (int, float)) and leaf == leaf:
-            _check_kpi(f"kpis{jax.tree_util.keystr(path)}", leaf)
+        # A JAX array is not read, which would wait for the device: the state of
+        # `dynamic_task_prioritization` keeps what came, for `diagnostics`.
+        if isinstance(leaf, (int, float, np.ndarray, np.generic)):
+            for number in np.ravel(leaf).tolist():
+                if math.isfinite(number):
+                    _check_kpi(f"kpis{jax.tree_util.keystr(path)}", number)
 
 
 def _check_kpi(name: str, value: Any) -> None:

@@ -7,7 +7,7 @@ boxes with one that predicts how far each side may be off. Run it with
 
 and look at ``outputs/find_digit``. These are the lines that matter::
 
-    link = dynamic_task_prioritization(TASKS, normalize="sum_to_T")
+    link = dynamic_task_prioritization(TASKS)
     tx = optax.chain(link, optax.adam(1e-3))
     optimizer = Optimizer(model, tx, wrt=nnx.Param)
 
@@ -149,12 +149,14 @@ class Method(NamedTuple):
 def methods_to_compare() -> dict[str, Method]:
     """Fixed weights and DTP; `balance` without a balancer leaves all weights at 1."""
     equal = balance(optax.identity(), TASKS)
-    sum_to_total = dynamic_task_prioritization(TASKS, normalize="sum_to_T")
+    papers = dynamic_task_prioritization(
+        TASKS, gamma=1.0, alpha=0.75, normalize=None, ramp_steps=0
+    )
     return {
         "equal weights, smooth-L1": Method(equal, uncertain=False),
         "equal weights, KL": Method(equal),
         "DTP, KL": Method(dynamic_task_prioritization(TASKS)),
-        "DTP sum to T, KL": Method(sum_to_total),
+        "DTP, paper's weights, KL": Method(papers),
     }
 
 

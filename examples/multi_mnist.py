@@ -104,6 +104,9 @@ def methods_to_compare() -> dict[str, Method]:
     """
     mgda = balance(balancers.mgda(), TASKS, heads="preferences")
     uncertainty = balancers.uncertainty(kind="classification")
+    papers = dynamic_task_prioritization(
+        TASKS, gamma=1.0, alpha=0.75, normalize=None, ramp_steps=0
+    )
     return {
         "left alone": Method(balance(optax.identity(), ["left"]), tasks=["left"]),
         "right alone": Method(balance(optax.identity(), ["right"]), tasks=["right"]),
@@ -111,10 +114,8 @@ def methods_to_compare() -> dict[str, Method]:
         "uncertainty": Method(balance(uncertainty, TASKS)),
         "MGDA": Method(mgda),
         "MGDA-UB": Method(mgda, at_features),
-        "DTP": Method(dynamic_task_prioritization(TASKS, gamma=1.0)),
-        "DTP, sum to T": Method(
-            dynamic_task_prioritization(TASKS, gamma=1.0, normalize="sum_to_T")
-        ),
+        "DTP": Method(dynamic_task_prioritization(TASKS)),
+        "DTP, paper's weights": Method(papers),
     }
 
 

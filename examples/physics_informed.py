@@ -199,7 +199,7 @@ def methods_to_compare(weights: Any) -> dict[str, Method]:
         "config, every 10": curricula.every_k(balancers.config(), 10),
         "upgrad": balancers.upgrad(),
     }
-    dtp = dynamic_task_prioritization(TASKS, normalize="sum_to_T")
+    dtp = dynamic_task_prioritization(TASKS)
     # The mean squares of the source and, on the sides, of the solution.
     relative = {"residual": _SYMBOL**2 / 4, "x_sides": 0.25, "y_sides": 0.25}
     methods = {

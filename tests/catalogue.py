@@ -187,6 +187,7 @@ METHODS = [
         variant=True,
     ),
     Method("dwa", lambda names: balancers.dwa()),
+    Method("inverse_losses", lambda names: balancers.inverse_losses(num_steps=2)),
     Method("imtl_l", lambda names: balancers.imtl_l()),
     Method("famo", lambda names: balancers.famo()),
     Method(

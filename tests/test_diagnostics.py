@@ -18,7 +18,9 @@ def trained(tx: Any) -> Any:
 
 
 def test_weights_and_kpis_by_name_from_a_chain() -> None:
-    link = dynamic_task_prioritization(["left", "right"], warmup_steps=0)
+    link = dynamic_task_prioritization(
+        ["left", "right"], warmup_steps=0, ramp_steps=0, normalize=None
+    )
     state = trained(optax.chain(link, optax.clip_by_global_norm(1.0), optax.sgd(0.1)))
     weights, kpis = diagnostics.task_weights(state), diagnostics.kpis(state)
     assert list(weights) == ["left", "right"]
@@ -132,3 +134,29 @@ def test_cosines_and_conflicts_of_a_lazy_gradient() -> None:
 def test_a_zero_gradient_is_in_no_conflict() -> None:
     gradients = TaskGradients.from_stacked(jnp.array([[0.0, 0.0], [1.0, 0.0]]))
     assert int(diagnostics.num_conflicts(gradients)) == 0
+
+
+def test_kpi_problems_are_named() -> None:
+    names = ["bad", "dead", "done", "fine", "none"]
+    link = toys.dynamic_task_prioritization(names, warmup_steps=0)
+    rows, ones = jnp.eye(5), dict.fromkeys(names, jnp.ones(()))
+    gradients = TaskGradients.from_stacked(rows, ones)
+    update, state = jax.jit(link.update), link.init(None)
+    assert diagnostics.kpi_problems(state) == {}
+    for bad in (0.5, 85.0, 0.6):
+        kpis = {"bad": bad, "dead": 0.0, "done": 1.0, "fine": 0.5, "none": jnp.nan}
+        _, state = update(gradients, state, kpis=jax.tree.map(jnp.asarray, kpis))
+    problems = diagnostics.kpi_problems(state, num_steps=3)
+    assert list(problems) == ["bad", "dead", "done", "none"]
+    assert "from 0.5 to 85" in problems["bad"]
+    assert "stands at 0" in problems["dead"]
+    assert "stands at its best" in problems["done"]
+    assert "never observed" in problems["none"]
+    assert list(diagnostics.kpi_problems(state, num_steps=4)) == ["bad", "none"]
+
+
+def test_a_kpi_with_a_range_may_leave_it() -> None:
+    link = toys.dynamic_task_prioritization(["a"], kpi_range={"a": (10.0, 90.0)})
+    gradients = TaskGradients.from_stacked(jnp.eye(1), {"a": jnp.ones(())})
+    _, state = link.update(gradients, link.init(None), kpis={"a": jnp.array(95.0)})
+    assert diagnostics.kpi_problems(state) == {}

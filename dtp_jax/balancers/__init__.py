@@ -69,6 +69,10 @@ from .by_loss._famo import famo as famo  # equal rates of log losses (Liu, 2023)
 from .by_loss._geometric import geometric as geometric  # geometric mean, GLS (2019)
 from .by_loss._imtl_l import ImtlLState as ImtlLState
 from .by_loss._imtl_l import imtl_l as imtl_l  # learned scales of losses (Liu, 2021)
+from .by_loss._inverse_losses import InverseLossesState as InverseLossesState
+from .by_loss._inverse_losses import (
+    inverse_losses as inverse_losses,  # one size for all at the start
+)
 from .by_loss._relobralo import RelobraloState as RelobraloState
 from .by_loss._relobralo import (
     relobralo as relobralo,  # for PINNs (Bischof & Kraus, 2021)

@@ -1,5 +1,6 @@
 """Tasks that join and leave from stage to stage."""
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 
 from dtp_jax._core.balancer import Balancer, checked_balancer, transformation
+from dtp_jax._core.checks import check_whole
 from dtp_jax._core.layout import TaskLayout, layout_of
 
 # From a step on, the names (or positions) of the active tasks.
@@ -22,7 +24,69 @@ class StagesState(NamedTuple):
     balancer: Any  # the state of the wrapped balancer
 
 
-def stages(schedule: Schedule, balancer: optax.GradientTransformation) -> Balancer:
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+    """A schedule of stages, read for T tasks.
+
+    Attributes:
+        first_steps: ``[S]``, int32, the step at which each stage starts.
+        active: ``[S, T]``, which tasks take part.
+        joined: ``[S, T]``, int32, the step from which on, without a break, the task has
+            been active; of no meaning where it is not.
+    """
+
+    first_steps: np.ndarray
+    active: np.ndarray
+    joined: np.ndarray
+
+    def stage(self, step: jax.Array) -> jax.Array:
+        """The number of the stage at a step, from 0."""
+        return jnp.searchsorted(self.first_steps, step, side="right") - 1
+
+    def entrance(
+        self, step: jax.Array, ramp_steps: jax.typing.ArrayLike, dtype: Any
+    ) -> jax.Array:
+        """``[T]``, by what the weights of tasks that joined lately are multiplied.
+
+        Args:
+            step: The number of updates so far.
+            ramp_steps: Over how many steps a task comes in; 0 for at once.
+            dtype: Of the answer.
+
+        Returns:
+            ``min(1, (s + 1) / ramp_steps)`` for a task that joined s steps ago; 1 for
+            those that were there from the first stage on.
+        """
+        joined = jnp.asarray(self.joined)[self.stage(step)]
+        share = ramp(step - joined, ramp_steps, dtype)
+        return jnp.where(joined > 0, share, 1)
+
+    def second_stage(self) -> int | None:
+        """The step at which the second stage starts, None if there is none."""
+        return int(self.first_steps[1]) if len(self.first_steps) > 1 else None
+
+
+def ramp(steps: jax.Array, ramp_steps: jax.typing.ArrayLike, dtype: Any) -> jax.Array:
+    """A share that rises to 1 in equal steps, and is never 0 from the first on.
+
+    Args:
+        steps: How many steps ago it began, negative before it begins.
+        ramp_steps: How many steps it takes; 0 for none.
+        dtype: Of the answer.
+
+    Returns:
+        ``clip((steps + 1) / ramp_steps, 0, 1)``, of the shape of `steps`.
+    """
+    length = jnp.maximum(jnp.asarray(ramp_steps), 1).astype(dtype)
+    return jnp.clip((steps + 1).astype(dtype) / length, 0, 1)
+
+
+def stages(
+    schedule: Schedule,
+    balancer: optax.GradientTransformation,
+    *,
+    ramp_steps: jax.typing.ArrayLike = 0,
+) -> Balancer:
     """Trains in stages: tasks join, or leave, at given steps.
 
     A task that is not active has weight exactly zero and no influence on the others. In
@@ -30,18 +94,28 @@ def stages(schedule: Schedule, balancer: optax.GradientTransformation) -> Balanc
     second stage on they are those of the balancer, whose state learns from the start. A
     schedule of one stage never comes to that.
 
+    The gradient of a task that joins is far larger than what Adam remembers of the
+    shared parameters; with ``b2=0.999`` its first steps are many times the usual size
+    and leave dead units behind. With `ramp_steps` a task that joins comes in little by
+    little: its weight is multiplied last by ``min(1, (s + 1) / ramp_steps)``, s the
+    steps since it became active. The tasks of the first stage do not; when the second
+    begins they move from their preference to the weight of the balancer over as many
+    steps.
+
     Args:
         schedule: From a step on, the active tasks: ``{0: ["a"], 1000: ["a", "b"]}``,
             steps increasing from 0. Tasks are named by their path in the pytree of the
             losses, or by their position in the order of `jax.tree.leaves`.
         balancer: The balancer to wrap.
+        ramp_steps: Over how many steps a task that joins comes in; 0 for at once.
 
     Returns:
         A balancer.
 
     Raises:
         ValueError: If the steps do not increase from 0, a stage has no task, or names
-            an unknown one (from `init`, which sees the tasks).
+            an unknown one (from `init`, which sees the tasks), or `ramp_steps` is a
+            negative number or a float.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -55,30 +129,75 @@ def stages(schedule: Schedule, balancer: optax.GradientTransformation) -> Balanc
         >>> weights.tolist()
         [5.0, 5.0]
     """
-    first_steps, members = _checked_schedule(schedule)
+    _checked_schedule(schedule)
+    check_whole("ramp_steps", ramp_steps)
     balancer = checked_balancer("balancer", balancer)
 
     def init(params: Any) -> StagesState:
-        _active_table(members, layout_of(params))
+        timetable(schedule, layout_of(params))
         return StagesState(jnp.zeros((), jnp.int32), balancer.init(params))
 
     def update(
         updates: Any, state: StagesState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, StagesState]:
         layout = layout_of(updates)
-        stage = jnp.searchsorted(first_steps, state.step, side="right") - 1
-        active = jnp.asarray(_active_table(members, layout))[stage]
+        table = timetable(schedule, layout)
+        active = jnp.asarray(table.active)[table.stage(state.step)]
         preferences = jnp.where(active, layout.vector("preferences", updates), 0)
         weights, balancer_state = balancer.update(
             layout.tree(preferences), state.balancer, params, **extra_args
         )
-        weights = jnp.where(stage == 0, preferences, layout.vector("weights", weights))
+        weights = layout.vector("weights", weights)
         # A balancer that remembers, such as `optax.ema`, must not revive a task.
         weights = jnp.where(preferences > 0, weights, 0)
+        second = table.second_stage()
+        if second is None:
+            weights = preferences
+        else:
+            share = ramp(state.step - second, ramp_steps, layout.dtype)
+            weights = blend(preferences, weights, share)
+        weights *= table.entrance(state.step, ramp_steps, layout.dtype)
         step = jnp.asarray(optax.safe_increment(state.step))
         return layout.tree(weights), StagesState(step, balancer_state)
 
     return transformation(init, update)
+
+
+def blend(preferences: jax.Array, weights: jax.Array, share: jax.Array) -> jax.Array:
+    """Goes from the preferences to the weights.
+
+    Args:
+        preferences: ``[T]``.
+        weights: ``[T]``.
+        share: Of the weights, in [0, 1], ``[]`` or ``[T]``.
+
+    Returns:
+        ``[T]``, exactly the preferences at 0 and exactly the weights at 1.
+    """
+    between = preferences + share * (weights - preferences)
+    return jnp.where(share < 1, jnp.where(share > 0, between, preferences), weights)
+
+
+def timetable(schedule: Schedule, layout: TaskLayout) -> Timetable:
+    """Reads a schedule of stages.
+
+    Args:
+        schedule: As for `stages`.
+        layout: The layout of the tasks.
+
+    Returns:
+        The schedule as arrays.
+
+    Raises:
+        ValueError: If the schedule is wrong or names an unknown task.
+    """
+    first_steps, members = _checked_schedule(schedule)
+    active = _active_table(members, layout)
+    joined = np.zeros(active.shape, np.int32)
+    for stage in range(1, len(active)):
+        stays = active[stage] & active[stage - 1]
+        joined[stage] = np.where(stays, joined[stage - 1], first_steps[stage])
+    return Timetable(first_steps, active, joined)
 
 
 def check_stages(schedule: Schedule, layout: TaskLayout) -> None:
@@ -91,8 +210,7 @@ def check_stages(schedule: Schedule, layout: TaskLayout) -> None:
     Raises:
         ValueError: If the schedule is wrong or names an unknown task.
     """
-    _, members = _checked_schedule(schedule)
-    _active_table(members, layout)
+    timetable(schedule, layout)
 
 
 def _checked_schedule(

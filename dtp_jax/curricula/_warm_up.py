@@ -10,6 +10,8 @@ from dtp_jax._core.balancer import Balancer, checked_balancer, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.layout import layout_of
 
+from ._stages import blend, ramp
+
 
 class WarmUpState(NamedTuple):
     """State of `warm_up`."""
@@ -19,23 +21,28 @@ class WarmUpState(NamedTuple):
 
 
 def warm_up(
-    balancer: optax.GradientTransformation, num_steps: jax.typing.ArrayLike
+    balancer: optax.GradientTransformation,
+    num_steps: jax.typing.ArrayLike,
+    *,
+    ramp_steps: jax.typing.ArrayLike = 0,
 ) -> Balancer:
     """Lets each task train with its preference as weight for its first steps.
 
     A KPI of an untrained network says nothing, so for the first `num_steps` steps in
     which a task is active (has a positive preference) its weight is its preference. The
-    balancer's state learns meanwhile.
+    balancer's state learns meanwhile. Over the next `ramp_steps` steps the weight moves
+    in equal steps from the preference to the answer of the balancer.
 
     Args:
         balancer: The balancer to wrap.
         num_steps: The number of steps, counted for each task on its own, at least 0.
+        ramp_steps: Over how many steps the weight moves; 0 for at once.
 
     Returns:
         A balancer.
 
     Raises:
-        ValueError: If `num_steps` is a negative number or a float.
+        ValueError: If `num_steps` or `ramp_steps` is a negative number or a float.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -50,6 +57,7 @@ def warm_up(
     """
     check_scalar("num_steps", num_steps)
     check_whole("num_steps", num_steps)
+    check_whole("ramp_steps", ramp_steps)
     balancer = checked_balancer("balancer", balancer)
 
     def init(params: Any) -> WarmUpState:
@@ -66,7 +74,8 @@ def warm_up(
         )
         weights = layout.vector("weights", weights)
         steps, active = state.active_steps, preferences > 0
-        weights = jnp.where(active & (steps < num_steps), preferences, weights)
+        share = ramp(steps - num_steps, ramp_steps, layout.dtype)
+        weights = jnp.where(active, blend(preferences, weights, share), weights)
         steps = jnp.where(active, optax.safe_increment(steps), steps)
         return layout.tree(weights), WarmUpState(steps, balancer_state)
 

@@ -6,3 +6,5 @@ from ._clipping import clip_each_task as clip_each_task
 from ._prioritization import (
     dynamic_task_prioritization as dynamic_task_prioritization,
 )
+from ._prioritized import PrioritizationState as PrioritizationState
+from ._prioritized import state_from_version_0_1 as state_from_version_0_1

@@ -13,6 +13,9 @@ functions run under `jax.jit` and `jax.vmap`.
 * Boxes, masks, keypoints: `mean_box_iou`, `mean_mask_iou`, `pck`.
 * Regression: `within_threshold`, `bounded_error`, `correlation`.
 * Any loss: `exp_loss`.
+* KPIs of different tasks on one scale: `relative`; what guessing scores:
+  `chance_accuracy`, `chance_bounded_error`, `chance_mean_box_iou` and
+  `chance_correlation`.
 
 `mean_box_iou`, `bounded_error`, `correlation` and `exp_loss` can be differentiated:
 their gradients are finite everywhere. The others are piecewise constant: their
@@ -29,3 +32,8 @@ from ._errors import within_threshold as within_threshold
 from ._overlap import mean_box_iou as mean_box_iou
 from ._overlap import mean_mask_iou as mean_mask_iou
 from ._overlap import pck as pck
+from ._relative import chance_accuracy as chance_accuracy
+from ._relative import chance_bounded_error as chance_bounded_error
+from ._relative import chance_correlation as chance_correlation
+from ._relative import chance_mean_box_iou as chance_mean_box_iou
+from ._relative import relative as relative

@@ -182,3 +182,42 @@ def test_errors_say_what_to_do(arguments: dict[str, Any], message: str) -> None:
     call = {"key": jax.random.key(0), "weights": WEIGHTS, "k": 2, **arguments}
     with pytest.raises(ValueError, match=message):
         cast("Any", sample_tasks)(**call)
+
+
+@pytest.mark.parametrize("method", ["gumbel", "systematic"])
+def test_a_uniform_share_is_a_mixture_whose_expectation_holds(method: Any) -> None:
+    weights = jnp.array([8.0, 1.0, 0.0, 3.0, 0.5])
+    keys = jax.random.split(jax.random.key(3), 20_000)
+
+    def estimate(uniform: float) -> tuple[jax.Array, jax.Array]:
+        def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            drawn = sample_tasks(key, weights, 2, method=method, uniform=uniform)
+            share = jnp.zeros(5).at[drawn.indices].add(drawn.factors)
+            return share * weights, jnp.zeros(5).at[drawn.indices].add(1.0)
+
+        totals, counts = jax.jit(jax.vmap(one))(keys)
+        return totals, counts.mean(0)
+
+    for uniform in (0.5, 1.0):
+        totals, counts = estimate(uniform)
+        error = totals.std(0) / np.sqrt(len(keys))
+        assert (jnp.abs(totals.mean(0) - weights) <= 5 * error + 1e-6).all()
+        assert counts[2] == 0
+        if method == "systematic":
+            mixed = (1 - uniform) * weights / 12.5 + uniform / 4 * (weights > 0)
+            expected = np.minimum(2 * mixed, 1)
+            if uniform == 0.5:  # 0.89, 0.33, 0.49, 0.29: none is certain
+                np.testing.assert_allclose(counts, expected, atol=0.015)
+    # Drawn uniformly, all are drawn equally often.
+    np.testing.assert_allclose(counts[jnp.array([0, 1, 3, 4])], 0.5, atol=0.015)
+
+
+def test_a_uniform_share_of_zero_draws_as_before() -> None:
+    key, weights = jax.random.key(1), jnp.array([3.0, 1.0, 2.0])
+    plain = sample_tasks(key, weights, 2)
+    for uniform in (0.0, jnp.array(0.0)):
+        again = sample_tasks(key, weights, 2, uniform=uniform)
+        np.testing.assert_array_equal(again.indices, plain.indices)
+        np.testing.assert_allclose(again.factors, plain.factors, rtol=1e-6)
+    with pytest.raises(ValueError, match="uniform must be"):
+        sample_tasks(key, weights, 2, uniform=1.5)

@@ -186,3 +186,24 @@ def test_between_refreshes_no_gramian_is_computed() -> None:
 def test_wrong_every_k(k: Any) -> None:
     with pytest.raises(ValueError, match="k must be an integer of at least 1"):
         curricula.every_k(optax.identity(), k)
+
+
+def test_stages_with_a_ramp() -> None:
+    schedule = {0: ["a", "b"], 2: ["a", "b", "c"], 6: ["a", "c"]}
+    balancer = curricula.stages(schedule, optax.scale(5.0), ramp_steps=4)
+    found = toys.weights_over(balancer, STEPS)
+    share = np.array([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(found[:2], [[1, 1, 0, 0]] * 2)
+    # The tasks of the first stage move to the balancer, c comes in as well.
+    np.testing.assert_allclose(found[2:, 0], 1 + share * 4)
+    np.testing.assert_allclose(found[2:6, 1], 1 + share[:4] * 4)
+    np.testing.assert_allclose(found[2:, 2], (1 + share * 4) * share)
+    np.testing.assert_array_equal(found[6:, 1], 0)
+
+
+def test_warm_up_with_a_ramp() -> None:
+    balancer = curricula.warm_up(optax.scale(5.0), 2, ramp_steps=4)
+    found = toys.weights_over(balancer, STEPS)
+    np.testing.assert_allclose(found[:, 0], [1, 1, 2, 3, 4, 5, 5, 5])
+    with pytest.raises(ValueError, match="ramp_steps must be an integer"):
+        curricula.warm_up(optax.identity(), 2, ramp_steps=-1)

@@ -14,6 +14,8 @@ from tests import toys
 from tests.toys import dynamic_task_prioritization
 
 NAMES = ("a", "b", "c")
+# The weights of the formula as they are, and the average of the paper.
+PLAIN = {"alpha": 0.75, "normalize": None, "ramp_steps": 0}
 
 
 def losses_fn(params: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
@@ -29,7 +31,8 @@ def kpis_of(losses: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def optimizer(**arguments: Any) -> Any:
-    link = dynamic_task_prioritization(NAMES, **{"warmup_steps": 2, **arguments})
+    arguments = {**PLAIN, "warmup_steps": 2, **arguments}
+    link = dynamic_task_prioritization(NAMES, **arguments)
     return optax.chain(link, optax.clip_by_global_norm(1.0), optax.adam(0.05))
 
 
@@ -126,7 +129,8 @@ def test_a_schedule_for_gamma_by_inject_hyperparams(tasks: Any) -> None:
     injected = optax.inject_hyperparams(dynamic_task_prioritization)
     schedule: Any = optax.linear_schedule(2.0, 0.0, 4)
     stages = {0: ["a", "b"], 1: ["a", "b", "c"]}
-    link = injected(tasks, gamma=schedule, alpha=1.0, warmup_steps=0, stages=stages)
+    arguments = {**PLAIN, "alpha": 1.0, "warmup_steps": 0, "stages": stages}
+    link = injected(tasks, gamma=schedule, **arguments)
     tx = optax.chain(link, optax.sgd(0.0))
     step = jax.jit(make_step_of_injected(tx))
     state = tx.init(PARAMS)
@@ -163,7 +167,7 @@ STEPS = toys.random_steps(4, num_steps=8)
 
 
 def weights_of(**arguments: Any) -> np.ndarray:
-    link = dynamic_task_prioritization(toys.NAMES, **arguments)
+    link = dynamic_task_prioritization(toys.NAMES, **{**PLAIN, **arguments})
     state, found = link.init(None), []
     for index in range(8):
         step = jax.tree.map(lambda x, i=index: x[i], STEPS)
@@ -257,3 +261,255 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_a_balancer_that_was_not_called() -> None:
     with pytest.raises(TypeError, match="call it"):
         dynamic_task_prioritization(NAMES, balancer=toys.equal_norms)
+
+
+def test_the_defaults_are_those_of_the_study() -> None:
+    given = {"warmup_steps": 1, "ramp_steps": 3}
+    link = dynamic_task_prioritization(toys.NAMES, **given)
+    state, found = link.init(None), []
+    for index in range(8):
+        step = jax.tree.map(lambda x, i=index: x[i], STEPS)
+        _, state = toys.update(link, state, step, toys.NAMES)
+        found.append([float(state.task_weights[name]) for name in toys.NAMES])
+    focal = np.asarray(focal_weights(jnp.array(averaged(0.05)), 2.0))
+    # One step at weight 1, then a third, two thirds and all of the way.
+    share = np.clip((np.arange(8) - 1 + 1) / 3, 0, 1)[:, None]
+    mixed = 1 + share * (focal - 1)
+    expected = 4 * mixed / mixed.sum(1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_floor_mixes_with_the_mean_and_keeps_the_sum() -> None:
+    given = {"warmup_steps": 0, "normalize": "sum_to_T"}
+    plain = weights_of(**given)
+    mask_free = weights_of(**given, floor=0.3)
+    np.testing.assert_allclose(mask_free, 0.3 + 0.7 * plain, rtol=1e-5)
+    np.testing.assert_allclose(weights_of(**given, floor=1.0), 1.0, rtol=1e-6)
+    to_one = weights_of(warmup_steps=0, normalize="sum_to_1", floor=0.3)
+    np.testing.assert_allclose(to_one, (0.3 + 0.7 * plain) / 4, rtol=1e-5)
+    # Over the active tasks only.
+    staged = {**given, "stages": {0: ["a"], 1: ["a", "b", "d"]}}
+    some = weights_of(**staged, floor=0.5)[1:]
+    np.testing.assert_allclose(some, 0.5 * (weights_of(**staged)[1:] + ACTIVE_3))
+    np.testing.assert_allclose(some.sum(1), 3, rtol=1e-5)
+
+
+ACTIVE_3 = np.array([1.0, 1.0, 0.0, 1.0])
+
+
+def test_a_floor_needs_a_sum() -> None:
+    with pytest.raises(ValueError, match=r"floor mixes .*normalize=\"sum_to_T\""):
+        dynamic_task_prioritization(NAMES, floor=0.1, normalize=None)
+    with pytest.raises(ValueError, match="floor must be"):
+        dynamic_task_prioritization(NAMES, floor=1.1)
+
+
+def test_a_task_that_joins_comes_in_over_the_ramp() -> None:
+    schedule = {0: ["a", "b"], 2: ["a", "b", "d"], 4: ["a", "b"], 5: ["a", "b", "d"]}
+    given = {"stages": schedule, "warmup_steps": 0, "normalize": "sum_to_T"}
+    at_once, found = weights_of(**given), weights_of(**given, ramp_steps=2)
+    # The tasks of the first stage start at once.
+    np.testing.assert_allclose(found[:2], [[1, 1, 0, 0]] * 2, rtol=1e-6)
+    # d joins at 2, leaves at 4 and joins anew at 5: half of its weight, then all.
+    focal = np.asarray(focal_weights(jnp.array(averaged())))[:, [0, 1, 3]]
+    for index, (share_ab, share_d, factor_d) in {
+        2: (0.5, 0.5, 0.5),
+        3: (1.0, 1.0, 1.0),
+        5: (1.0, 0.5, 0.5),
+        6: (1.0, 1.0, 1.0),
+    }.items():
+        share = np.array([share_ab, share_ab, share_d])
+        mixed = 1 + share * (focal[index] - 1)
+        expected = 3 * mixed / mixed.sum() * np.array([1, 1, factor_d])
+        np.testing.assert_allclose(found[index, [0, 1, 3]], expected, rtol=1e-5)
+    assert (found[[2, 3, 5, 6, 7], 3] > 0).all()
+    assert found[4, 3] == at_once[4, 3] == 0
+
+
+def test_a_mask_does_not_make_a_task_join_anew() -> None:
+    link = dynamic_task_prioritization(
+        toys.NAMES, **{**PLAIN, "warmup_steps": 1, "ramp_steps": 0, "gamma": 1.0}
+    )
+    state = link.init(None)
+    for index, present in enumerate([True, False, True]):
+        step = jax.tree.map(lambda x, i=index: x[i], STEPS)
+        mask = dict.fromkeys(toys.NAMES, True) | {"b": present}
+        _, state = toys.update(link, state, step, toys.NAMES, task_mask=mask)
+    mean = 0.75 * STEPS.kpis[2, 1] + 0.25 * STEPS.kpis[0, 1]
+    expected = focal_weights(mean, 1.0)
+    np.testing.assert_allclose(state.task_weights["b"], expected, rtol=1e-5)
+
+
+def test_steps_without_a_kpi_do_not_count_in_the_average() -> None:
+    given = {**PLAIN, "alpha": 0.2, "warmup_steps": 0}
+    link = dynamic_task_prioritization(2, **given)
+    gradients = dtp_jax.TaskGradients.from_stacked(jnp.ones((2, 3)))
+
+    def mean_after(observed: list[float | None]) -> float:
+        state = link.init(None)
+        for kpi in observed:
+            _, state = link.update(gradients, state, kpis=[kpi, 0.5])
+        return float(state.balancer.kpis.mean[0])
+
+    assert mean_after([0.4, None, None, 0.9]) == mean_after([0.4, 0.9])
+    np.testing.assert_allclose(mean_after([0.4, 0.9]), 0.2 * 0.9 + 0.8 * 0.4, rtol=1e-6)
+
+
+def kpi_means(kpi: Any, **given: Any) -> Any:
+    link = dynamic_task_prioritization(NAMES, **{**PLAIN, "warmup_steps": 0, **given})
+    gradients = task_gradients(losses_fn)(PARAMS, BATCHES[0])
+    state = link.init(PARAMS)
+    _, state = link.update(gradients, state, PARAMS, kpis=kpi)
+    return state.balancer.kpis
+
+
+def test_a_range_maps_the_raw_kpi_before_it_is_checked() -> None:
+    ranges = {"a": (10.0, 90.0), "b": (4.0, 2.0)}
+    found = kpi_means({"a": 50.0, "b": 2.5, "c": 0.7}, kpi_range=ranges)
+    # (50 - 10) / 80; lower is better: (2.5 - 4) / (2 - 4); as it is.
+    np.testing.assert_allclose(found.mean, [0.5, 0.75, 0.7], rtol=1e-6)
+    ends = kpi_means({"a": 200.0, "b": 9.0, "c": 1.0}, kpi_range=ranges)
+    np.testing.assert_allclose(ends.mean, [0.99, 0.0, 1.0], rtol=1e-6)
+    missing = kpi_means({"a": None, "b": jnp.nan, "c": 0.5}, kpi_range=ranges)
+    assert missing.count.tolist() == [0, 0, 1]
+    with pytest.raises(ValueError, match=r"kpis\['c'\] must be in \[0, 1\], got 70"):
+        kpi_means({"a": 50.0, "b": 2.5, "c": 70.0}, kpi_range=ranges)
+
+
+def test_a_range_of_tasks_in_one_array() -> None:
+    link = dynamic_task_prioritization(2, kpi_range={1: (0.0, 50.0)}, warmup_steps=0)
+    gradients = dtp_jax.TaskGradients.from_stacked(jnp.ones((2, 3)))
+    _, state = link.update(gradients, link.init(None), kpis=jnp.array([0.5, 20.0]))
+    np.testing.assert_allclose(state.balancer.kpis.mean, [0.5, 0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ({"z": (0.0, 1.0)}, "kpi_range must be one of a, b, c, got 'z'"),
+        ({"a": (0.5, 0.5)}, r"kpi_range\['a'\] must differ"),
+        ({"a": 0.5}, r"kpi_range\['a'\] must be a pair \(chance, reference\)"),
+        ({"a": (0.0, float("inf"))}, r"kpi_range\['a'\] must be finite"),
+        ([("a", 0.0, 1.0)], "kpi_range must be a dict"),
+    ],
+)
+def test_wrong_ranges(ranges: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dynamic_task_prioritization(NAMES, kpi_range=ranges)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"normalize": None},
+    {"normalize": "sum_to_1", "floor": 0.5},
+    {"stages": {0: ["a"], 3: ["a", "b", "c", "d"]}, "ramp_steps": 5},
+    {"warmup_steps": 0, "kpi_range": {"a": (0.1, 0.9)}, "gamma": {"a": 1.0, "b": 1.0,
+     "c": 0.0, "d": 2.0}},
+]  # fmt: skip
+
+
+def test_a_run_may_be_resumed_with_other_settings() -> None:
+    states = [
+        dynamic_task_prioritization(toys.NAMES, **given).init(None)
+        for given in SETTINGS
+    ]
+    for state in states[1:]:
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, states[0])
+    # Three steps with the first setting, then the stages of another: it knows the step.
+    first = dynamic_task_prioritization(toys.NAMES, **SETTINGS[0])
+    later = dynamic_task_prioritization(toys.NAMES, **SETTINGS[3])
+    state = states[0]
+    for index in range(4):
+        step = jax.tree.map(lambda x, i=index: x[i], STEPS)
+        link = later if index == 3 else first
+        _, state = toys.update(link, state, step, toys.NAMES)
+    assert state.balancer.kpis.count.tolist() == [4] * 4
+    # The second stage begins: b to d come in at a fifth of their weight of one.
+    weights = [float(state.task_weights[name]) for name in toys.NAMES]
+    np.testing.assert_allclose(weights, [1.0, 0.2, 0.2, 0.2], rtol=1e-5)
+
+
+def test_vmap_over_the_new_arguments() -> None:
+    def final(floor: Any, ramp_steps: Any, reference: Any) -> Any:
+        link = dynamic_task_prioritization(
+            toys.NAMES,
+            warmup_steps=1,
+            floor=floor,
+            ramp_steps=ramp_steps,
+            kpi_range={"b": (0.0, reference)},
+        )
+
+        def one(state: Any, step: toys.Steps) -> Any:
+            _, state = toys.update(link, state, step, toys.NAMES)
+            return state, state.task_weights["b"]
+
+        return jax.lax.scan(one, link.init(None), STEPS)[1]
+
+    arguments = (
+        jnp.array([0.0, 0.3, 1.0]),
+        jnp.array([0, 3, 7]),
+        jnp.array([1.0, 2.0, 0.5]),
+    )
+    found = jax.jit(jax.vmap(final))(*arguments)
+    for index, row in enumerate(zip(*arguments, strict=True)):
+        one = final(float(row[0]), int(row[1]), float(row[2]))
+        np.testing.assert_allclose(found[index], one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", ["sum_to_T", "sum_to_1", None])
+@pytest.mark.parametrize("name", ["mgda", "upgrad", "nash_mtl", "config"])
+def test_a_balancer_gets_preferences_of_mean_one(name: str, normalize: Any) -> None:
+    rows = jnp.array([[2.0, 0.0], [0.5, 1.0]])
+    gradients = dtp_jax.TaskGradients.from_stacked(rows)
+    inner = getattr(toys.balancers, name)()
+    link = dynamic_task_prioritization(
+        2, normalize=normalize, warmup_steps=0, ramp_steps=0, balancer=inner
+    )
+    _, state = link.update(gradients, link.init(None), kpis=jnp.array([0.3, 0.6]))
+    focal = focal_weights(jnp.array([0.3, 0.6]))
+    mean = jnp.mean(focal)
+    weights, _ = inner.update(
+        focal / mean, inner.init(jnp.ones(2)), task_gradients=gradients
+    )
+    scale = {"sum_to_T": 1.0, "sum_to_1": 0.5, None: mean}[normalize]
+    np.testing.assert_allclose(state.task_weights, weights * scale, rtol=1e-4)
+    # All solved: preferences of one, and nothing overflows.
+    updates, state = link.update(gradients, link.init(None), kpis=jnp.ones(2))
+    assert (jnp.abs(updates) < 10).all()
+
+
+def test_the_state_keeps_what_was_seen() -> None:
+    link = dynamic_task_prioritization(3, warmup_steps=0)
+    gradients = dtp_jax.TaskGradients.from_stacked(jnp.ones((3, 2)))
+    state = link.init(None)
+    for kpis in ([70.0, 0.0, jnp.nan], [-0.5, 0.0, jnp.nan], [0.4, 0.0, jnp.nan]):
+        _, state = jax.jit(link.update)(gradients, state, kpis=jnp.array(kpis))
+    seen = state.balancer
+    np.testing.assert_allclose(seen.lowest, [-0.5, 0.0, np.inf])
+    np.testing.assert_allclose(seen.highest, [70.0, 0.0, -np.inf])
+    assert seen.at_end.tolist() == [0, 3, 0]
+    assert seen.kpis.count.tolist() == [3, 3, 0]
+
+
+def test_a_state_of_version_0_1_goes_on() -> None:
+    focal = toys.curricula.warm_up(toys.balancers.focal(alpha=0.75), 2)
+    stages = {0: ["a", "b"], 4: list(toys.NAMES)}
+    old_link = toys.balance(
+        optax.chain(toys.curricula.stages(stages, focal), toys.balancers.upgrad()),
+        toys.NAMES,
+    )
+    new_link = dynamic_task_prioritization(
+        toys.NAMES, stages=stages, warmup_steps=2, balancer=toys.balancers.upgrad()
+    )
+    state = old_link.init(None)
+    for index in range(5):
+        step = jax.tree.map(lambda x, i=index: x[i], STEPS)
+        _, state = toys.update(old_link, state, step, toys.NAMES)
+    new = dtp_jax.links.state_from_version_0_1(state, new_link.init(None))
+    assert int(new.balancer.step) == 5
+    assert new.balancer.active_steps.tolist() == [5, 5, 1, 1]
+    expected = averaged()[4]
+    np.testing.assert_allclose(new.balancer.kpis.mean, expected, rtol=1e-5)
+    step = jax.tree.map(lambda x: x[5], STEPS)
+    _, after = toys.update(new_link, new, step, toys.NAMES)
+    assert int(after.balancer.step) == 6
