@@ -162,6 +162,7 @@ class _WatchedMap:
         self.rows = rows
         self.asked = asked
         self.shared = rows.shared
+        self.dtype = rows.dtype
 
     def pull(self, *args: Any) -> Any:
         self.asked.add("combine")
