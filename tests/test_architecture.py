@@ -176,6 +176,10 @@ class _WatchedMap:
         self.asked.add("gramian")
         return self.rows.gramian()
 
+    def squared_norms(self) -> jax.Array:
+        self.asked.add("norms")
+        return self.rows.squared_norms()
+
     def each(self, function: Any) -> Any:
         self.asked.add("norms")
         return self.rows.each(function)
