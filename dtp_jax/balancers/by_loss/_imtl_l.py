@@ -71,7 +71,9 @@ def imtl_l(
     def init(params: Any) -> ImtlLState:
         layout = layout_of(params)
         start = jnp.full((layout.num_tasks,), init_value, layout.dtype)
-        return ImtlLState(start, inner.init(start))
+        # Copies: an array of the caller, or one that the optimizer keeps, would be
+        # donated with the state.
+        return ImtlLState(jnp.copy(start), inner.init(jnp.copy(start)))
 
     def update(
         updates: Any, state: ImtlLState, params: Any = None, **extra_args: Any
