@@ -13,6 +13,33 @@ from tests import toys
 
 
 @dataclasses.dataclass(frozen=True)
+class Hyperparameter:
+    """A number that a method takes, and that a schedule may change.
+
+    Attributes:
+        factory: The factory that takes it.
+        name: What it calls it.
+        args: The factory's other arguments, or functions of the names that make them.
+    """
+
+    factory: Callable[..., Any]
+    name: str
+    args: tuple[Any, ...] = ()
+
+    def set(self, names: tuple[str, ...], value: Any) -> Any:
+        """The balancer with this value."""
+        return self._call(self.factory, names, value)
+
+    def inject(self, names: tuple[str, ...], value: Any) -> Any:
+        """The same by optax, which injects all other numbers as well."""
+        return self._call(optax.inject_hyperparams(self.factory), names, value)
+
+    def _call(self, factory: Callable[..., Any], names: Any, value: Any) -> Any:
+        args = [arg(names) if callable(arg) else arg for arg in self.args]
+        return factory(*args, **{self.name: value})
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
     """A factory call and the properties that the method declares.
 
@@ -27,6 +54,8 @@ class Method:
         variant: Whether it is a setting of a method that stands here with another, so
             that it is left to the slow tests.
         static: The hyperparameters that `optax.inject_hyperparams` must not trace.
+        number: A hyperparameter that is a float, if it has one.
+        dtype: Of losses and gradients.
     """
 
     name: str
@@ -37,6 +66,8 @@ class Method:
     min_tasks: int = 1
     variant: bool = False
     static: tuple[str, ...] = ()
+    number: Hyperparameter | None = None
+    dtype: Any = jnp.float32
 
 
 def _join_later(names: tuple[str, ...]) -> Any:
@@ -53,7 +84,11 @@ def _third(names: tuple[str, ...]) -> str:
 
 
 METHODS = [
-    Method("focal", lambda names: balancers.focal()),
+    Method(
+        "focal",
+        lambda names: balancers.focal(),
+        number=Hyperparameter(balancers.focal, "gamma"),
+    ),
     Method(
         "focal-gamma-0",
         lambda names: balancers.focal(gamma=0.0, alpha=1.0),
@@ -71,7 +106,11 @@ METHODS = [
         variant=True,
     ),
     Method("stages", _join_later),
-    Method("warm_up", lambda names: curricula.warm_up(balancers.focal(), 2)),
+    Method(
+        "warm_up",
+        lambda names: curricula.warm_up(balancers.focal(), 2),
+        number=Hyperparameter(curricula.warm_up, "num_steps", (balancers.focal(),)),
+    ),
     Method(
         "focal-normalized",
         lambda names: optax.chain(balancers.focal(), balancers.normalize_weights()),
@@ -80,7 +119,11 @@ METHODS = [
     Method(
         "focal-ema", lambda names: optax.chain(balancers.focal(), optax.ema(decay=0.9))
     ),
-    Method("uncertainty", lambda names: balancers.uncertainty()),
+    Method(
+        "uncertainty",
+        lambda names: balancers.uncertainty(),
+        number=Hyperparameter(balancers.uncertainty, "bound"),
+    ),
     Method(
         "uncertainty-positive",
         lambda names: balancers.uncertainty(
@@ -112,7 +155,11 @@ METHODS = [
         variant=True,
     ),
     Method("dual_projection", lambda names: balancers.dual_projection()),
-    Method("pcd", lambda names: balancers.pcd(_third(names))),
+    Method(
+        "pcd",
+        lambda names: balancers.pcd(_third(names)),
+        number=Hyperparameter(balancers.pcd, "tau", (_third,)),
+    ),
     Method(
         "constant",
         lambda names: balancers.constant(dict.fromkeys(names, 0.5)),
@@ -125,7 +172,11 @@ METHODS = [
         static=("fn",),
     ),
     Method("geometric", lambda names: balancers.geometric()),
-    Method("chebyshev", lambda names: balancers.chebyshev()),
+    Method(
+        "chebyshev",
+        lambda names: balancers.chebyshev(),
+        number=Hyperparameter(balancers.chebyshev, "mu"),
+    ),
     Method(
         "chebyshev-nadir",
         lambda names: balancers.chebyshev(mu=0.5, nadir=2.0),
@@ -134,6 +185,7 @@ METHODS = [
     Method(
         "boundary_intersection",
         lambda names: balancers.boundary_intersection(penalty=0.5),
+        number=Hyperparameter(balancers.boundary_intersection, "penalty"),
     ),
     Method(
         "boundary_intersection-clipped",
@@ -142,7 +194,11 @@ METHODS = [
         ),
         variant=True,
     ),
-    Method("cosmos", lambda names: balancers.cosmos()),
+    Method(
+        "cosmos",
+        lambda names: balancers.cosmos(),
+        number=Hyperparameter(balancers.cosmos, "penalty"),
+    ),
     Method(
         "geometric-floor",
         lambda names: optax.chain(balancers.geometric(), balancers.floor(0.01)),
@@ -150,8 +206,13 @@ METHODS = [
     Method(
         "average_losses",
         lambda names: balancers.average_losses(balancers.uncertainty(), 2),
+        number=Hyperparameter(balancers.average_losses, "k", (balancers.imtl_l(),)),
     ),
-    Method("cagrad", lambda names: balancers.cagrad()),
+    Method(
+        "cagrad",
+        lambda names: balancers.cagrad(),
+        number=Hyperparameter(balancers.cagrad, "c"),
+    ),
     Method(
         "cagrad-rescaled",
         lambda names: balancers.cagrad(c=0.8, rescale=1),
@@ -171,16 +232,41 @@ METHODS = [
         prefers=False,
         min_tasks=4,
     ),
-    Method("nash_mtl", lambda names: balancers.nash_mtl()),
+    Method(
+        "nash_mtl",
+        lambda names: balancers.nash_mtl(),
+        number=Hyperparameter(balancers.nash_mtl, "max_norm"),
+    ),
     Method(
         "nash_mtl-exact", lambda names: balancers.nash_mtl(max_norm=None), variant=True
     ),
-    Method("fair_grad", lambda names: balancers.fair_grad(alpha=2.0)),
+    Method(
+        "fair_grad",
+        lambda names: balancers.fair_grad(alpha=2.0),
+        number=Hyperparameter(balancers.fair_grad, "alpha"),
+    ),
     Method("pcgrad", lambda names: balancers.pcgrad(), random=True),
-    Method("grad_vac", lambda names: balancers.grad_vac(), random=True),
-    Method("modo", lambda names: balancers.modo()),
-    Method("sdmgrad", lambda names: balancers.sdmgrad(num_iters=5)),
-    Method("excess_mtl", lambda names: balancers.excess_mtl(step_size=0.1)),
+    Method(
+        "grad_vac",
+        lambda names: balancers.grad_vac(),
+        random=True,
+        number=Hyperparameter(balancers.grad_vac, "beta"),
+    ),
+    Method(
+        "modo",
+        lambda names: balancers.modo(),
+        number=Hyperparameter(balancers.modo, "gamma"),
+    ),
+    Method(
+        "sdmgrad",
+        lambda names: balancers.sdmgrad(num_iters=5),
+        number=Hyperparameter(balancers.sdmgrad, "reg"),
+    ),
+    Method(
+        "excess_mtl",
+        lambda names: balancers.excess_mtl(step_size=0.1),
+        number=Hyperparameter(balancers.excess_mtl, "step_size"),
+    ),
     Method(
         "excess_mtl-params",
         lambda names: balancers.excess_mtl(jnp.zeros(16)),
@@ -202,6 +288,57 @@ METHODS = [
     Method("ntk", lambda names: balancers.ntk(refresh_every=2)),
     Method("auto_lambda", lambda names: balancers.auto_lambda(0.1)),
     Method("every_k", lambda names: curricula.every_k(toys.projected(), 2)),
+    Method(
+        "dwa",
+        lambda names: balancers.dwa(),
+        number=Hyperparameter(balancers.dwa, "temperature"),
+    ),
+    Method(
+        "imtl_l",
+        lambda names: balancers.imtl_l(),
+        number=Hyperparameter(balancers.imtl_l, "bound"),
+    ),
+    Method(
+        "famo",
+        lambda names: balancers.famo(),
+        number=Hyperparameter(balancers.famo, "weight_decay"),
+    ),
+    Method(
+        "soft_adapt",
+        lambda names: balancers.soft_adapt(variant="normalized"),
+        number=Hyperparameter(balancers.soft_adapt, "beta"),
+    ),
+    Method(
+        "relobralo",
+        lambda names: balancers.relobralo(rho=0.5),
+        random=True,
+        number=Hyperparameter(balancers.relobralo, "temperature"),
+    ),
+    Method(
+        "grad_norm",
+        lambda names: balancers.grad_norm(),
+        number=Hyperparameter(balancers.grad_norm, "alpha"),
+    ),
+    Method(
+        "lr_annealing",
+        lambda names: balancers.lr_annealing(_third(names)),
+        number=Hyperparameter(balancers.lr_annealing, "alpha", (_third,)),
+    ),
+    Method(
+        "ntk",
+        lambda names: balancers.ntk(refresh_every=2),
+        number=Hyperparameter(balancers.ntk, "decay"),
+    ),
+    Method(
+        "auto_lambda",
+        lambda names: balancers.auto_lambda(0.1),
+        number=Hyperparameter(balancers.auto_lambda, "learning_rate"),
+    ),
+    Method(
+        "every_k",
+        lambda names: curricula.every_k(toys.projected(), 2),
+        number=Hyperparameter(curricula.every_k, "k", (toys.projected(),)),
+    ),
     Method(
         "focal-every_k-mgda",
         lambda names: optax.chain(

@@ -68,9 +68,45 @@ def remember_losses() -> dtp_jax.Balancer:
         del state, extra_args
         return updates, LastLosses(layout_of(updates).vector("losses", params))
 
-    return transformation(
-        lambda params: LastLosses(layout_of(params).vector("losses", params)), update
-    )
+    def init(params: Any) -> LastLosses:
+        return LastLosses(jnp.copy(layout_of(params).vector("losses", params)))
+
+    return transformation(init, update)
+
+
+def assert_close(actual: Any, expected: Any, *, ulps: float) -> None:
+    """Asserts that two pytrees of arrays differ by rounding only.
+
+    Args:
+        actual: A pytree of arrays.
+        expected: Another of the same structure and shapes.
+        ulps: How far entries may lie apart: in units in the last place of the largest
+            entry of their vector, the last axis, in the coarser of the two types. The
+            entries of a vector come out of the same sums, so that the small ones have
+            the errors of the large ones. What is not a float must be equal.
+    """
+
+    def check(path: Any, found: Any, wanted: Any) -> None:
+        found, wanted = np.asarray(found), np.asarray(wanted)
+        name = jax.tree_util.keystr(path)
+        assert found.shape == wanted.shape, name
+        kinds = [
+            x.dtype for x in (found, wanted) if jnp.issubdtype(x.dtype, jnp.inexact)
+        ]
+        if not kinds:
+            np.testing.assert_array_equal(found, wanted, err_msg=name)
+            return
+        eps = max(float(jnp.finfo(kind).eps) for kind in kinds)
+        found, wanted = found.astype(np.float64), wanted.astype(np.float64)
+        size = np.abs(np.where(np.isfinite(wanted), wanted, 0))
+        if size.ndim:
+            size = size.max(axis=-1, keepdims=True, initial=0)
+        np.testing.assert_allclose(
+            found, wanted, rtol=0, atol=ulps * eps * size, err_msg=name
+        )
+
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree_util.tree_map_with_path(check, actual, expected)
 
 
 class Steps(NamedTuple):
@@ -122,7 +158,9 @@ def supplies(jacobians: jax.Array) -> dict[str, Any]:
     tilt = 0.3 * jnp.cos(jnp.arange(jacobians.shape[-1]))
     return {
         "key": jax.random.key(0),
-        "second_task_gradients": TaskGradients.from_stacked(jacobians * (1 + tilt)),
+        "second_task_gradients": TaskGradients.from_stacked(
+            jacobians * (1 + tilt)[None]
+        ),
     }
 
 

@@ -231,6 +231,23 @@ def project_to_simplex(values: jax.Array, active: jax.Array) -> jax.Array:
     return jnp.where(active, optax.projections.projection_simplex(distances), 0)
 
 
+def is_explicit(mesh: Any) -> bool:
+    """Whether a mesh, concrete or abstract, has axes that are part of types.
+
+    Args:
+        mesh: The mesh of a sharding.
+
+    Returns:
+        True if an axis is explicit; False if the mesh has no axes.
+
+    Example:
+        >>> import jax
+        >>> is_explicit(jax.sharding.get_abstract_mesh())
+        False
+    """
+    return jax.sharding.AxisType.Explicit in tuple(mesh.axis_types)
+
+
 def _weighted(weight: jax.Array, row: jax.Array) -> jax.Array:
     return jnp.where(weight != 0, weight * row.astype(_accumulator(row.dtype)), 0)
 
@@ -300,5 +317,4 @@ def _accumulator(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
 
 
 def _explicit_mesh(rows: jax.Array) -> bool:
-    types = jax.typeof(rows).sharding.mesh.axis_types
-    return jax.sharding.AxisType.Explicit in tuple(types)
+    return is_explicit(jax.typeof(rows).sharding.mesh)

@@ -149,7 +149,7 @@ def _extremes(
 
     def insert(smallest: jax.Array, row: jax.Array) -> jax.Array:
         before = jnp.concatenate([jnp.full_like(smallest[:1], -jnp.inf), smallest[:-1]])
-        return jnp.minimum(smallest, jnp.maximum(before, row))
+        return jnp.minimum(smallest, jnp.maximum(before, row[None]))
 
     def step(kept: Any, task: Any) -> tuple[Any, None]:
         row, is_active = task

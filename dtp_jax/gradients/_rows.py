@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from dtp_jax._core import linalg
 
 from ._task_gradients import TaskGradients
 
@@ -92,6 +95,57 @@ def row_norms(leaves: Sequence[jax.Array]) -> jax.Array:
         return over_rows(jnp.sum, jnp.square(rows / column))
 
     return unit * jnp.sqrt(sum(map(squares, leaves), start=jnp.zeros_like(unit)))
+
+
+def type_of(param: Any) -> jax.ShapeDtypeStruct:
+    """What `zero_rows` reads of a parameter, without holding on to its values.
+
+    Args:
+        param: An array, or its `jax.ShapeDtypeStruct`.
+
+    Returns:
+        Its shape, dtype and, where it was placed on purpose, sharding.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> type_of(jnp.ones((3, 2))).shape
+        (3, 2)
+    """
+    if isinstance(param, jax.core.Tracer):
+        return jax.eval_shape(lambda x: x, param)
+    sharding = None
+    if getattr(param, "committed", True):
+        sharding = getattr(param, "sharding", None)
+    return jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=sharding)
+
+
+def zero_rows(num_tasks: int, param: Any) -> jax.Array:
+    """Zeros in the place of the gradients of all tasks, to be remembered.
+
+    Args:
+        num_tasks: The number of tasks T.
+        param: A parameter, or its `jax.ShapeDtypeStruct`.
+
+    Returns:
+        ``[T, *param]`` in float32 or better, over the devices as the parameter is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> zero_rows(2, jnp.ones(3)).tolist()
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    dtype = jnp.promote_types(jnp.float32, jnp.result_type(param))
+    shape = (num_tasks, *np.shape(param))
+    if isinstance(param, jax.core.Tracer):
+        sharding = jax.typeof(param).sharding
+    else:
+        sharding = getattr(param, "sharding", None)
+    if isinstance(sharding, jax.NamedSharding) and linalg.is_explicit(sharding.mesh):
+        # In a loop the memory must be of the type of the gradients that it follows.
+        spread = jax.NamedSharding(sharding.mesh, jax.P(None, *sharding.spec))
+        return jnp.zeros(shape, dtype, out_sharding=spread)
+    # Zeros like the parameter lie where it does, and so does what is made of them.
+    return jnp.broadcast_to(jnp.zeros_like(param, dtype)[None], shape)
 
 
 def _shared_of(gradients: TaskGradients) -> tuple[bool, ...]:

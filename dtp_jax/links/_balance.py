@@ -98,8 +98,13 @@ def balance(
 
     def init(params: Any) -> BalanceState:
         del params
-        zeros = layout.full(0.0)
-        return BalanceState(layout.full(1.0), first.init(zeros), balancer.init(zeros))
+        # Each gets arrays of its own, which it may keep: a donated buffer may stand in
+        # one field only.
+        return BalanceState(
+            layout.full(1.0),
+            first.init(layout.full(0.0)),
+            balancer.init(layout.full(0.0)),
+        )
 
     def update(
         updates: Any,

@@ -10,7 +10,7 @@ import optax
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, checked_balancer, link
 from dtp_jax._core.layout import task_layout
-from dtp_jax.gradients import Shared, shared_mask
+from dtp_jax.gradients import Shared, shared_mask, zero_rows
 from dtp_jax.links._step import check_state, gradients_of, read_step
 
 
@@ -139,18 +139,15 @@ def memory_of_rows(tasks: Any, shared: Shared | None, params: Any) -> Any:
 
     Returns:
         A pytree like the parameters with leaves ``[T, *param]`` in float32, or float64
-        where the parameter is; None in place of those that are not shared.
+        where the parameter is, sharded as it is; None in place of those that are not
+        shared.
     """
     num_tasks = task_layout(tasks).num_tasks
     leaves, treedef = jax.tree.flatten(params)
     mask = shared_mask(shared, params)
-
-    def zeros(leaf: Any) -> jax.Array:
-        dtype = jnp.promote_types(jnp.float32, jnp.result_type(leaf))
-        return jnp.zeros((num_tasks, *jnp.shape(leaf)), dtype)
-
+    pairs = zip(leaves, mask, strict=True)
     return treedef.unflatten(
-        [zeros(leaf) if used else None for leaf, used in zip(leaves, mask, strict=True)]
+        [zero_rows(num_tasks, leaf) if used else None for leaf, used in pairs]
     )
 
 

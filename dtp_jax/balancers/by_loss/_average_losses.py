@@ -74,8 +74,14 @@ def average_losses(
         zeros = jnp.zeros((layout.num_tasks,), layout.dtype)
         counts = jnp.zeros((layout.num_tasks,), jnp.int32)
         step = jnp.zeros((), jnp.int32)
+        # Arrays of their own: a donated buffer may stand in one field only.
         return AverageLossesState(
-            zeros, zeros, counts, step, zeros, balancer.init(params)
+            losses=zeros,
+            preferences=jnp.copy(zeros),
+            counts=counts,
+            step=step,
+            weights=jnp.copy(zeros),
+            balancer=balancer.init(params),
         )
 
     def update(

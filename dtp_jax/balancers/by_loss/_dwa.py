@@ -106,7 +106,8 @@ def dwa(*, temperature: jax.typing.ArrayLike = 2.0, lag: Literal[0, 1] = 1) -> B
     def init(params: Any) -> DwaState:
         layout = layout_of(params)
         zeros = jnp.zeros((layout.num_tasks,), layout.dtype)
-        return DwaState(zeros, zeros)
+        # Arrays of their own: a donated buffer may stand in one field only.
+        return DwaState(zeros, jnp.copy(zeros))
 
     def update(
         updates: Any, state: DwaState, params: Any = None, **extra_args: Any

@@ -95,7 +95,8 @@ def famo(
         layout = layout_of(params)
         zeros = jnp.zeros((layout.num_tasks,), layout.dtype)
         known = jnp.zeros((layout.num_tasks,), jnp.int32)
-        return FamoState(zeros, inner.init(zeros), zeros, known)
+        # Arrays of their own: a donated buffer may stand in one field only.
+        return FamoState(zeros, inner.init(jnp.copy(zeros)), jnp.copy(zeros), known)
 
     def update(
         updates: Any,

@@ -72,7 +72,9 @@ def imtl_l(
     def init(params: Any) -> ImtlLState:
         layout = layout_of(params)
         start = per_task("init_value", init_value, layout)
-        return ImtlLState(start, inner.init(start))
+        # Copies: an array of the caller, or one that the optimizer keeps, would be
+        # donated with the state.
+        return ImtlLState(jnp.copy(start), inner.init(jnp.copy(start)))
 
     def update(
         updates: Any, state: ImtlLState, params: Any = None, **extra_args: Any

@@ -95,7 +95,8 @@ def relobralo(
         layout = layout_of(params)
         ones = jnp.ones((layout.num_tasks,), layout.dtype)
         zeros = jnp.zeros_like(ones)
-        return RelobraloState(ones, zeros, zeros, jnp.zeros((), jnp.int32))
+        # Arrays of their own: a donated buffer may stand in one field only.
+        return RelobraloState(ones, zeros, jnp.copy(zeros), jnp.zeros((), jnp.int32))
 
     def update(
         updates: Any,

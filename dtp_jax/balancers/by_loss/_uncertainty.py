@@ -99,7 +99,9 @@ def uncertainty(
         layout = layout_of(params)
         _check_kinds(kind, layout)
         start = per_task("init_value", init_value, layout)
-        return UncertaintyState(start, inner.init(start))
+        # Copies: an array of the caller, or one that the optimizer keeps, would be
+        # donated with the state.
+        return UncertaintyState(jnp.copy(start), inner.init(jnp.copy(start)))
 
     def update(
         updates: Any, state: UncertaintyState, params: Any = None, **extra_args: Any

@@ -10,7 +10,13 @@ from dtp_jax._core.balancer import SMALLEST_WEIGHT, Balancer, nonzero, transform
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import required_gradients, squared_norms_of
-from dtp_jax.gradients import Shared, shared_mask, shared_rows
+from dtp_jax.gradients import (
+    Shared,
+    shared_mask,
+    shared_rows,
+    type_of,
+    zero_rows,
+)
 
 # The logarithm of a weight moves by no more than this in a step, which takes any weight
 # from one end of its range to the other.
@@ -56,7 +62,8 @@ def excess_mtl(
 
     Args:
         params: The parameters of the model, or their `jax.ShapeDtypeStruct`, for the
-            paper's rule. Only shapes and dtypes are read, since `init` sees none.
+            paper's rule. Only shapes, dtypes and shardings are read, since `init` sees
+            none.
         shared: Which of the parameters are shared, as for `dtp_jax.task_gradients`.
         step_size: The rate of the weights, at least 0.
 
@@ -89,7 +96,7 @@ def excess_mtl(
     if params is not None:
         mask = shared_mask(shared, params)
         pairs = zip(jax.tree.leaves(params), mask, strict=True)
-        leaves = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x, used in pairs if used]
+        leaves = [type_of(leaf) for leaf, used in pairs if used]
     elif shared is not None:
         raise ValueError("shared says which of params are shared: give params, too.")
 
@@ -98,14 +105,9 @@ def excess_mtl(
         zeros = jnp.zeros((layout.num_tasks,), layout.dtype)
         uniform = jnp.full_like(zeros, -math.log(layout.num_tasks))
         if leaves is None:
-            return ExcessMtlState(uniform, zeros, zeros)
-        squares = [
-            jnp.zeros(
-                (layout.num_tasks, *leaf.shape),
-                jnp.promote_types(jnp.float32, leaf.dtype),
-            )
-            for leaf in leaves
-        ]
+            # An array of its own: a donated buffer may stand in one field only.
+            return ExcessMtlState(uniform, zeros, jnp.copy(zeros))
+        squares = [zero_rows(layout.num_tasks, leaf) for leaf in leaves]
         return ExcessMtlState(uniform, zeros, squares)
 
     def update(

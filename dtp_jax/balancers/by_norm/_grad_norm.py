@@ -111,8 +111,10 @@ def grad_norm(
     def init(params: Any) -> GradNormState:
         layout = layout_of(params)
         zeros = jnp.zeros((layout.num_tasks,), layout.dtype)
-        start = zeros if softmax else jnp.ones_like(zeros)
-        return GradNormState(start, zeros, inner.init(start), jnp.zeros((), jnp.int32))
+        start = jnp.zeros_like(zeros) if softmax else jnp.ones_like(zeros)
+        # A copy for the optimizer: one that keeps it would share a donated buffer.
+        optimizer = inner.init(jnp.copy(start))
+        return GradNormState(start, zeros, optimizer, jnp.zeros((), jnp.int32))
 
     def update(
         updates: Any,

@@ -139,7 +139,7 @@ def lr_annealing(
 
 def _statistics(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Mean and largest absolute entry of a gradient."""
-    sizes = [jnp.abs(leaf).reshape(-1) for leaf in leaves]
+    sizes = [jnp.abs(leaf) for leaf in leaves]
     sizes = [leaf.astype(jnp.promote_types(jnp.float32, leaf.dtype)) for leaf in sizes]
     largest = jnp.max(jnp.stack([jnp.max(leaf, initial=0) for leaf in sizes]))
     # Divided before they are added, large entries have a finite mean.

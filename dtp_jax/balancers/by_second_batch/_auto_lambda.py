@@ -101,7 +101,9 @@ def auto_lambda(
         layout = layout_of(params)
         _is_primary(primary, layout)
         start = per_task("init_value", init_value, layout)
-        return AutoLambdaState(start, inner.init(start))
+        # Copies: an array of the caller, or one that the optimizer keeps, would be
+        # donated with the state.
+        return AutoLambdaState(jnp.copy(start), inner.init(jnp.copy(start)))
 
     def update(
         updates: Any,
