@@ -10,6 +10,7 @@ import pytest
 import dtp_jax
 from dtp_jax import focal_weights, task_gradients
 from dtp_jax.diagnostics import task_weights
+from dtp_jax.links import state_from_version_0_1
 from tests import toys
 from tests.toys import dynamic_task_prioritization
 
@@ -505,7 +506,7 @@ def test_a_state_of_version_0_1_goes_on() -> None:
     for index in range(5):
         step = jax.tree.map(lambda x, i=index: x[i], STEPS)
         _, state = toys.update(old_link, state, step, toys.NAMES)
-    new = dtp_jax.links.state_from_version_0_1(state, new_link.init(None))
+    new = state_from_version_0_1(state, new_link.init(None))
     assert int(new.balancer.step) == 5
     assert new.balancer.active_steps.tolist() == [5, 5, 1, 1]
     expected = averaged()[4]
