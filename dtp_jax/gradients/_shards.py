@@ -105,10 +105,11 @@ class Shards:
             ValueError: If they are typed as different ones.
         """
         if any(name in _varies_over(weights) for name in self.names):
+            axis_name = self.names if len(self.names) > 1 else self.names[0]
             raise ValueError(
                 "The weights differ from shard to shard: average what they are made "
-                f"of, kpis=jax.lax.pmean(kpis, {self.names[0]!r}), and give every "
-                "shard the same key."
+                f"of, kpis=jax.lax.pmean(kpis, {axis_name!r}), and give every shard "
+                "the same key."
             )
 
 
@@ -124,4 +125,6 @@ def _varies_over(leaf: Any) -> frozenset[Any]:
 
 
 def _varies_over_type(kind: Any) -> frozenset[Any]:
-    return kind.mat.varying
+    # The versions of JAX differ in where they say it.
+    manual = getattr(kind, "manual_axis_type", None)
+    return getattr(kind, "vma", frozenset()) if manual is None else manual.varying

@@ -1,6 +1,7 @@
 """Batches split by hand, as in `jax.shard_map`, against the whole batch at once."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
@@ -414,6 +415,24 @@ def test_how_many_numbers_a_step_averages(name: str, numbers: int) -> None:
     assert numbers_averaged(local, PARAMS, X, Y) == numbers + num_losses
 
 
+def test_the_compiled_step_by_kpis_averages_one_gradient() -> None:
+    link, _ = links()["focal"]
+    state = optax.chain(link, optax.adam(0.01)).init(PARAMS)
+
+    def local(params: Any, x: jax.Array, y: jax.Array) -> Any:
+        return one_step(link, False, "data", params, state, (x, y))
+
+    step = jax.jit(on_shards(local, check_vma=False))
+    compiled: Any = step.lower(PARAMS, X, Y).compile()
+    shapes = re.findall(r"= (.*) all-reduce(?:-start)?\(", compiled.as_text())
+    sizes = [
+        np.prod([int(size) for size in dims.split(",") if size], dtype=int)
+        for dims in re.findall(r"f32\[([\d,]*)\]", " ".join(shapes))
+    ]
+    # Next to the gradient, two losses, which must be finite, and two KPIs.
+    assert sum(sizes) == SIZE + 2 + 2
+
+
 def test_of_parameters_that_are_not_shared_only_the_sum_is_averaged() -> None:
     def local(params: Any, x: jax.Array, y: jax.Array) -> Any:
         make = task_gradients(losses_fn, shared=SHARED, axis_name="data")
@@ -427,7 +446,8 @@ def test_of_parameters_that_are_not_shared_only_the_sum_is_averaged() -> None:
 # What is said.
 
 
-def test_parts_of_unequal_size() -> None:
+@both
+def test_parts_of_unequal_size(check_vma: bool) -> None:
     # The recipe of the docstring: padded to equal shapes, and one part almost empty.
     real = jnp.arange(NUM_EXAMPLES) < 25
 
@@ -442,7 +462,7 @@ def test_parts_of_unequal_size() -> None:
         return gradients.losses, gradients.combine([1.0])
 
     params = jnp.arange(5.0)
-    found = jax.jit(on_shards(local, True))(params, X, real)
+    found = jax.jit(on_shards(local, check_vma))(params, X, real)
     loss, gradient = jax.value_and_grad(lambda p: jnp.mean(jnp.square(X[:25] @ p)))(
         params
     )
