@@ -333,6 +333,6 @@ def test_values_per_task_follow_a_schedule_by_name() -> None:
     assert toys.num_compilations(step) == 1
     state = optax.tree.set(named.init(None), b=jnp.array(7.0))
     assert step(named, state).task_weights == {"a": 1.0, "b": 7.0}
+    link = balance(balancers.constant({"a": 1.0, "b": by_name}), tasks)
     with pytest.raises(ValueError, match=r"one function from the step to a .*{'a': "):
-        link = balance(balancers.constant({"a": 1.0, "b": by_name}), tasks)
         step(link, link.init(None))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, checked_balancer, transformation
-from dtp_jax._core.layout import task_layout
+from dtp_jax._core.layout import missing_value, task_layout
 from dtp_jax.links._step import check_state, gradients_of, read_step
 
 Heads = Literal["weights", "preferences"]
@@ -122,7 +122,7 @@ def balance(
         weights = jax.lax.stop_gradient(weights)
         # Gradients that a schedule scaled before this link have no meaning.
         vector = layout.vector("weights", weights)
-        vector = jnp.where(step.gradients.untouched(), vector, jnp.nan)
+        vector = jnp.where(step.gradients.untouched(), vector, missing_value())
         unscaled = None
         if heads == "preferences":
             unscaled = layout.vector("preferences", wanted)

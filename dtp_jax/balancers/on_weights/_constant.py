@@ -19,10 +19,10 @@ def constant(weights: Any) -> Balancer:
     balancer that is chained after this one.
 
     The weights may be traced: `optax.inject_hyperparams` takes a schedule of a pytree
-    like the tasks, ``lambda step: {"a": 1 / (1 + step), "b": jnp.ones(())}`` (an array
-    per entry: a Python number would compile the second step anew), and keeps an array in
-    the state, where it can be changed between steps. For named tasks give each weight a
-    name of its own: ``inject_hyperparams(lambda a, b: constant({"a": a, "b": b}))``.
+    like the tasks, ``lambda step: {"a": 1 / (1 + step), "b": jnp.ones(())}``, where a
+    Python number would compile the second step anew. An array it keeps in the state,
+    where it can be changed between steps. For named tasks give each weight a name of
+    its own there: ``inject_hyperparams(lambda a, b: constant({"a": a, "b": b}))``.
 
     Args:
         weights: At least 0; a scalar or a pytree like the tasks.
