@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core import linalg
-from dtp_jax._core.layout import layout_of
+from dtp_jax._core.layout import layout_of, missing_value
 from dtp_jax.gradients import TaskGradients
 from dtp_jax.kpi import KpiState
 
@@ -54,7 +54,7 @@ def kpis(opt_state: Any) -> dict[str, jax.Array]:
 
     Returns:
         A dict from the name of each task to its averaged KPI, in [0, 1]; NaN for a task
-        that was not observed yet.
+        that was not observed yet (infinity where `jax_debug_nans` forbids NaN).
 
     Raises:
         ValueError: If the state holds no KPIs, more than one set, or not one KPI for
@@ -74,7 +74,7 @@ def kpis(opt_state: Any) -> dict[str, jax.Array]:
             f"The KPIs of shape {list(state.mean.shape)} do not belong to the "
             f"{len(names)} tasks one by one: they are masked, or need jax.vmap."
         )
-    means = jnp.where(state.count > 0, state.mean, jnp.nan)
+    means = jnp.where(state.count > 0, state.mean, missing_value())
     return dict(zip(names, means, strict=True))
 
 

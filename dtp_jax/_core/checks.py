@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 def check_number(
@@ -95,7 +96,7 @@ def check_static(name: str, value: Any, instead: str = "") -> None:
     Raises:
         ValueError: If it is traced, as `optax.inject_hyperparams` does to all numbers.
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         other = f", or give {instead}" if instead else ""
         raise ValueError(
             f"{name} must be known before the program is compiled, but is traced. "

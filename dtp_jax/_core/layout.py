@@ -113,7 +113,7 @@ class TaskLayout:
 
         Args:
             name: What the user calls the pytree, for the messages.
-            tree: A pytree like the tasks, in which None stands for NaN, or
+            tree: A pytree like the tasks, in which None stands for `missing_value`, or
                 for False or 0 where the dtype has no NaN.
             dtype: Of the answer; None for that of the layout.
             or_vector: Whether one array of T elements, in the order of
@@ -128,7 +128,7 @@ class TaskLayout:
         """
         dtype = self.dtype if dtype is None else dtype
         leaves = self._leaves(name, tree, or_vector=or_vector)
-        missing = jnp.nan if jnp.issubdtype(dtype, jnp.floating) else 0
+        missing = missing_value() if jnp.issubdtype(dtype, jnp.floating) else 0
         arrays = [
             jnp.full(shape, missing, dtype) if leaf is None else leaf
             for leaf, shape in zip(leaves, self.shapes, strict=True)
@@ -156,7 +156,7 @@ class TaskLayout:
                 return jax.tree.leaves(self.tree(vector))
         if one_array and isinstance(tree, (list, tuple)):
             # Tasks in one array: a sequence of numbers means the same.
-            numbers = [jnp.nan if leaf is None else leaf for leaf in tree]
+            numbers = [missing_value() if leaf is None else leaf for leaf in tree]
             tree = jnp.stack([jnp.asarray(number) for number in numbers])
         leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
         if treedef != self.treedef:
@@ -272,6 +272,21 @@ def layout_of(losses: Any) -> TaskLayout:
     double = any(dtype == jnp.float64 for dtype in dtypes if dtype is not None)
     shapes = tuple(tuple(int(n) for n in np.shape(leaf)) for leaf in leaves)
     return TaskLayout(treedef, shapes, jnp.float64 if double else jnp.float32)
+
+
+def missing_value() -> float:
+    """What stands for a number that is not known: NaN, or infinity.
+
+    Returns:
+        NaN; infinity where `jax_debug_nans` would raise at it. Neither is finite.
+
+    Example:
+        >>> with jax.debug_nans(True):
+        ...     missing_value()
+        inf
+    """
+    config: Any = jax.config
+    return jnp.inf if config.jax_debug_nans else jnp.nan
 
 
 def per_task(name: str, value: Any, layout: TaskLayout) -> jax.Array:

@@ -202,6 +202,25 @@ def exp_minus(z: jax.Array, low: float = -10.0) -> jax.Array:
     return jnp.exp(-jnp.where(z < low, low, jnp.where(z > 1000, 1000, z)))
 
 
+def softmax_over(active: jax.Array, logits: jax.Array) -> jax.Array:
+    """The softmax over some of the tasks.
+
+    Args:
+        active: ``[T]`` booleans, which ones.
+        logits: ``[T]``.
+
+    Returns:
+        ``[T]``, zero for the other tasks, and for all if none is active.
+
+    Example:
+        >>> softmax_over(jnp.array([True, False, True]), jnp.zeros(3)).tolist()
+        [0.5, 0.0, 0.5]
+    """
+    # Over nothing it would be NaN, on its way to zero, and `jax_debug_nans` raises.
+    some = active | ~jnp.any(active)
+    return jnp.where(active, jax.nn.softmax(logits, where=some), 0)
+
+
 def _parts(array: jax.Array, dtype: Any, num_bits: int) -> list[jax.Array]:
     """Floating numbers, the largest first, whose sum is exactly the array."""
     num_digits = jnp.finfo(dtype).nmant + 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, checked_balancer, link
-from dtp_jax._core.layout import task_layout
+from dtp_jax._core.layout import missing_value, task_layout
 from dtp_jax.links._step import check_state, gradients_of, read_step
 
 Heads = Literal["weights", "preferences"]
@@ -129,7 +129,7 @@ def balance(
         weights, balancer_state = step.run(balancer, wanted, state.balancer)
         unscaled = wanted if heads == "preferences" else None
         # Gradients that a schedule scaled before this link have no meaning.
-        sealed = jnp.where(step.gradients.untouched(), weights, jnp.nan)
+        sealed = jnp.where(step.gradients.untouched(), weights, missing_value())
         combined = step.gradients.combine(sealed, unscaled)
         task_weights = layout.tree(weights)
         return combined, BalanceState(task_weights, first_state, balancer_state)

@@ -9,7 +9,7 @@ import optax
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, checked_balancer, link
-from dtp_jax._core.layout import task_layout
+from dtp_jax._core.layout import missing_value, task_layout
 from dtp_jax.gradients import Shared, shared_mask, zero_rows
 from dtp_jax.links._step import check_state, gradients_of, read_step
 
@@ -123,7 +123,7 @@ def combiner(
         ]
         # Gradients that a schedule scaled before this link have no meaning.
         untouched = gradients.untouched()
-        whole = [jnp.where(untouched, leaf, jnp.nan) for leaf in whole]
+        whole = [jnp.where(untouched, leaf, missing_value()) for leaf in whole]
         return treedef.unflatten(whole), CombinerState(first_state, found.memory)
 
     return link(init, update)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer
-from dtp_jax._core.layout import TaskLayout
+from dtp_jax._core.layout import TaskLayout, missing_value
 from dtp_jax.gradients import Shared, TaskGradients, check_stacked
 from dtp_jax.kpi import check_kpis
 
@@ -106,7 +106,7 @@ def read_step(
         active &= finite
     if kpis is not None:
         check_kpis(kpis, layout)
-        observed = jnp.where(active, layout.vector("kpis", kpis), jnp.nan)
+        observed = jnp.where(active, layout.vector("kpis", kpis), missing_value())
         extra_args = {**extra_args, "kpis": layout.tree(observed)}
     return Step(layout, gradients, active, losses, extra_args)
 

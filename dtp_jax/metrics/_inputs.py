@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from dtp_jax._core.layout import missing_value
+
 # What is not above this is no scale to divide by, and no spread to correlate.
 SMALLEST_SCALE = 1e-30
 
@@ -11,7 +13,7 @@ SMALLEST_SCALE = 1e-30
 def mean_of(values: jax.Array, valid: jax.Array) -> jax.Array:
     count = jnp.sum(valid)
     total = jnp.sum(jnp.where(valid, values, 0))
-    mean = jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
+    mean = jnp.where(count > 0, total / jnp.maximum(count, 1), missing_value())
     return mean.astype(jnp.float32)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from dtp_jax._core.balancer import Balancer, loss_weighting
 from dtp_jax._core.checks import check_number, check_scalar
 from dtp_jax._core.layout import TaskLayout, per_task
+from dtp_jax._core.numerics import softmax_over
 
 # What a loss relative to its nadir is at least, as in the authors' code, and at most.
 _MIN_RATIO, _MAX_RATIO = 1e-20, 1e20
@@ -87,6 +88,6 @@ def chebyshev(
         # The difference of two exponents must not overflow.
         largest = jnp.finfo(losses.dtype).max / 4
         scaled = jnp.clip(scaled / mu, -largest, largest)
-        return slopes * jax.nn.softmax(scaled, where=active)
+        return slopes * softmax_over(active, scaled)
 
     return loss_weighting("chebyshev", rule)

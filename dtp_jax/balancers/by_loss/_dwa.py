@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import layout_of
+from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import read_losses
 
 # Far beyond where a softmax saturates, and far from where float32 overflows.
@@ -51,7 +52,7 @@ def dwa_weights(
     rates = jnp.where(falls, last / jnp.where(falls, before_last, 1), 1)
     # The rate of a loss that was nearly zero may overflow.
     logits = jnp.clip(rates / temperature, 0, _LARGEST_LOGIT)
-    shares = jax.nn.softmax(logits, where=active)
+    shares = softmax_over(active, logits)
     return nonzero(preferences * jnp.sum(active) * shares, preferences)
 
 

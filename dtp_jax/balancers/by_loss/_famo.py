@@ -9,6 +9,7 @@ import optax
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import layout_of, per_task
+from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import read_losses
 
 
@@ -124,7 +125,7 @@ def famo(
         logits, optimizer_state = _move(inner, state, delta, known, weight_decay)
 
         # In logarithms, since z / D may leave the range of float32.
-        shares = jax.nn.softmax(logits - log_gap(losses, active), where=active)
+        shares = softmax_over(active, logits - log_gap(losses, active))
         weights = nonzero(preferences * shares, preferences)
         recorded = jnp.where(active, losses, state.losses)
         new = FamoState(logits, optimizer_state, recorded, active.astype(jnp.int32))
@@ -141,7 +142,7 @@ def _move(
     weight_decay: jax.typing.ArrayLike,
 ) -> tuple[jax.Array, Any]:
     """One step of the optimizer on the logits of the known tasks."""
-    z = jax.nn.softmax(state.logits, where=known)
+    z = softmax_over(known, state.logits)
     gradient = z * (delta - jnp.sum(z * delta, where=known))
     gradient = jnp.where(known, gradient + weight_decay * state.logits, 0)
     step, new = inner.update(gradient, state.optimizer, state.logits)

@@ -9,6 +9,7 @@ import optax
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.layout import layout_of
+from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import read_losses, required
 
 # Far beyond where a softmax saturates, and far from where float32 overflows.
@@ -122,7 +123,7 @@ def relobralo(
             ratio = jnp.where(known, losses / jnp.where(known, reference, 1), 1)
             # The ratio to a loss that was nearly zero may overflow.
             logits = jnp.clip(ratio / temperature, 0, _LARGEST_LOGIT)
-            return num_active * jax.nn.softmax(logits, where=active)
+            return num_active * softmax_over(active, logits)
 
         total = jnp.sum(state.weights, where=active)
         scaled = state.weights * (num_active / jnp.where(total > 0, total, 1))

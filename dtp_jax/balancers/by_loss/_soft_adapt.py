@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_static, check_whole
 from dtp_jax._core.layout import layout_of
+from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import read_losses
 
 Variant = Literal["original", "normalized", "loss_weighted", "normalized_loss_weighted"]
@@ -118,7 +119,7 @@ def soft_adapt(
             # that losses that are all zero have equal weights.
             mean = jnp.sum(window, axis=0) / (state.known + 1)
             logits += jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny))
-        weights = preferences * jax.nn.softmax(logits, where=active)
+        weights = preferences * softmax_over(active, logits)
         new = SoftAdaptState(
             jnp.where(active, window[:-1], state.history),
             jnp.where(active, jnp.minimum(state.known + 1, order), state.known),

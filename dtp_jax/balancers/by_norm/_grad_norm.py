@@ -9,6 +9,7 @@ import optax
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.layout import layout_of
+from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import read_losses, squared_norms_of
 
 Parametrization = Literal["weights", "softmax"]
@@ -164,7 +165,7 @@ def _weights(parameters: jax.Array, active: jax.Array, softmax: bool) -> jax.Arr
     """Weights of the active tasks, which sum to their number; zero for the others."""
     num_active = jnp.sum(active)
     if softmax:
-        shares = jax.nn.softmax(parameters, where=active)
+        shares = softmax_over(active, parameters)
         return jnp.where(active, num_active * shares, 0)
     kept = jnp.where(active, parameters, 0)
     total = jnp.sum(kept)

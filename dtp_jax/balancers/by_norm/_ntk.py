@@ -153,11 +153,11 @@ def _quotients(traces: jax.Array, active: jax.Array) -> jax.Array:
 
 
 def _rates(task_gradients: Any, losses: Any, preferences: jax.Array) -> jax.Array:
-    """``norm(g)^2 / L``, NaN where the loss is not positive."""
+    """``norm(g)^2 / L``, zero where the loss is not positive."""
     squares = squared_norms_of(task_gradients, preferences, "ntk")
     positive = losses > 0
     rates = squares / jnp.where(positive, losses, 1)
-    return jnp.where(positive, rates, jnp.nan)
+    return jnp.where(positive, rates, 0)
 
 
 def _traces(residual_gradients: Any, layout: TaskLayout) -> jax.Array:

@@ -9,6 +9,7 @@ import optax
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_whole
 from dtp_jax._core.layout import layout_of
+from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import required
 
 Total = Literal["sum_to_T", "sum_to_1"]
@@ -90,7 +91,7 @@ def random(
         layout = layout_of(updates)
         preferences = layout.vector("preferences", updates)
         active = preferences > 0
-        shares = jax.nn.softmax(_draw(key, active, preferences.dtype), where=active)
+        shares = softmax_over(active, _draw(key, active, preferences.dtype))
         size = jnp.sum(active) if total == "sum_to_T" else 1
         return layout.tree(nonzero(preferences * size * shares, preferences)), state
 
