@@ -185,7 +185,7 @@ def mesh_of(kind: AxisType) -> Iterator[None]:
 
 
 def model() -> Any:
-    """The parameters, in float64 if enabled, spread over a mesh if there is one."""
+    """The parameters: in float64 where there is any, spread where there is a mesh."""
     if jax.config.read("jax_enable_x64"):
         return jax.tree.map(lambda x: x.astype(jnp.float64), MODEL)
     if jax.sharding.get_abstract_mesh().empty:

@@ -101,8 +101,10 @@ def assert_close(actual: Any, expected: Any, *, ulps: float) -> None:
         size = np.abs(np.where(np.isfinite(wanted), wanted, 0))
         if size.ndim:
             size = size.max(axis=-1, keepdims=True, initial=0)
+        # Where all entries are zero, they must be zero.
+        size = np.maximum(size, np.finfo(np.float64).tiny)
         np.testing.assert_allclose(
-            found, wanted, rtol=0, atol=ulps * eps * size, err_msg=name
+            found / size, wanted / size, rtol=0, atol=ulps * eps, err_msg=name
         )
 
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
