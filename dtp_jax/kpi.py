@@ -188,7 +188,7 @@ def _focal(
 ) -> jax.Array:
     kpi = jnp.asarray(kpi, jnp.promote_types(jnp.float32, jnp.result_type(kpi)))
     kpi = _clip(kpi, jnp.asarray(kpi_min, kpi.dtype), 1.0)
-    gamma = gamma.astype(kpi.dtype)
+    kpi, gamma = jnp.broadcast_arrays(kpi, gamma.astype(kpi.dtype))
     unsolved = kpi < 1
     # (1 - k)**gamma in logs, on a safe input where k = 1: 0**gamma, with 0**0 = 1.
     log_rest = jnp.log1p(-jnp.where(unsolved, kpi, 0))

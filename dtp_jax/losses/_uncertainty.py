@@ -104,10 +104,10 @@ def uncertainty_classification(
         Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses",
         CVPR 2018, equations 8 to 10.
     """
+    check_no_new_axes(labels=labels, log_variance=log_variance, bound=bound)
     s, outside = _bounded(log_variance, bound)
     factor = jnp.exp(-s) if exact_temperature else 1.0
     margin, certain, unknown = margin_of(logits, labels, factor)
-    check_no_new_axes(labels=labels, log_variance=log_variance, bound=bound)
     cross_entropy = jnp.where(certain, 0, jax.nn.softplus(-margin))
     cross_entropy = jnp.where(unknown, jnp.nan, cross_entropy)
     if exact_temperature:
