@@ -119,7 +119,7 @@ def check_same_shape(
     Raises:
         ValueError: If the shapes differ.
     """
-    shape_a, shape_b = jnp.shape(a), jax.numpy.shape(b)
+    shape_a, shape_b = _shape_of(a), _shape_of(b)
     if shape_a != shape_b:
         raise ValueError(
             f"{name_a} and {name_b} must have the same shape, got {list(shape_a)} and "
@@ -137,7 +137,7 @@ def check_labels(logits: jax.typing.ArrayLike, labels: jax.typing.ArrayLike) -> 
     Raises:
         ValueError: If the leading axes differ, or the logits are a scalar.
     """
-    shape, rows = jnp.shape(logits), jax.numpy.shape(labels)
+    shape, rows = _shape_of(logits), _shape_of(labels)
     if not shape or shape[:-1] != rows:
         raise ValueError(
             "logits [..., C] and labels [...] must have the same leading axes, got "
@@ -159,7 +159,7 @@ def check_no_new_axes(**arrays: jax.typing.ArrayLike) -> None:
         ValueError: If two of them, not scalars, differ in the number of axes, or in a
             size that is not 1.
     """
-    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    shapes = {name: _shape_of(array) for name, array in arrays.items()}
     full = [shape for shape in shapes.values() if shape]
     fit = len({len(shape) for shape in full}) <= 1 and all(
         len({size for size in sizes if size != 1}) <= 1
@@ -184,6 +184,12 @@ def check_last_axis(name: str, array: jax.typing.ArrayLike, size: int) -> None:
     Raises:
         ValueError: If the last axis has another size or does not exist.
     """
-    shape = jnp.shape(array)
+    shape = _shape_of(array)
     if not shape or shape[-1] != size:
         raise ValueError(f"{name} must have shape [..., {size}], got {list(shape)}.")
+
+
+def _shape_of(array: Any) -> tuple[int, ...]:
+    # The shape of a list is that of the array it makes, tracers in it or not.
+    listed = isinstance(array, (list, tuple))
+    return jnp.shape(jnp.asarray(array) if listed else array)

@@ -12,12 +12,6 @@ import numpy as np
 _Arguments = ParamSpec("_Arguments")
 
 
-def as_floats(array: jax.typing.ArrayLike) -> jax.Array:
-    """Converts to float32, or keeps a wider type."""
-    array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
 def working_type(*arguments: Any) -> Any:
     """The type to compute in: that of the arguments together, float32 at least.
 
@@ -54,17 +48,29 @@ def exact(array: jax.typing.ArrayLike) -> jax.Array:
     overflow. What JAX would cut off, such as 64 bits while it is set to 32, becomes
     floating.
     """
-    if isinstance(array, jax.Array):
-        held = array
-    else:
+    leaves = jax.tree.leaves(array)
+    if all(isinstance(leaf, (int, float, np.ndarray, np.generic)) for leaf in leaves):
         given = np.asarray(array)
         held = given.astype(jnp.result_type(given))
         integers = np.issubdtype(held.dtype, np.integer)
         cut = integers and not np.array_equal(held, given)
-        held = jnp.asarray(given, jnp.float32 if cut else held.dtype)
+        array = given.astype(np.float32) if cut else held
+    held = jnp.asarray(array)
     if jnp.issubdtype(held.dtype, jnp.floating):
         return held
     return held.astype(jnp.int32) if held.dtype.itemsize < 4 else held
+
+
+def exact_type(array: jax.typing.ArrayLike) -> Any:
+    """The type that a user gave, before JAX cuts anything off."""
+    dtype = getattr(array, "dtype", None)
+    return jnp.asarray(array).dtype if dtype is None else dtype
+
+
+def as_floats(array: jax.typing.ArrayLike) -> jax.Array:
+    """Converts to float32, or keeps a wider type."""
+    held = exact(array)
+    return held.astype(jnp.promote_types(held.dtype, jnp.float32))
 
 
 def difference(
@@ -89,11 +95,12 @@ def difference(
     a, b = jnp.broadcast_arrays(a, b)
     num_bits = 8 * max(a.dtype.itemsize, b.dtype.itemsize)
     parts = itertools.zip_longest(
-        _parts(a, dtype, num_bits), _parts(b, dtype, num_bits), fillvalue=0
+        _parts(a, dtype, num_bits),
+        _parts(b, dtype, num_bits),
+        fillvalue=jnp.zeros((), dtype),
     )
     # The leading parts first: where they are close, their difference is exact.
-    total, *rest = [of_a - of_b for of_a, of_b in parts]
-    return functools.reduce(jnp.add, rest, total)
+    return functools.reduce(jnp.add, [of_a - of_b for of_a, of_b in parts])
 
 
 def relative_logits(
@@ -121,7 +128,7 @@ def relative_logits(
     return difference(logits, largest, dtype)
 
 
-def class_indices(labels: jax.Array, num_classes: int) -> jax.Array:
+def class_indices(labels: jax.typing.ArrayLike, num_classes: int) -> jax.Array:
     """Integer labels as int32, with -1 for those outside of ``0 ... num_classes - 1``.
 
     They are compared with the number of classes in a type that holds it, and are
@@ -194,12 +201,25 @@ def _expm1_minus_identity_jvp(primals, tangents):
     return expm1_minus_identity(primals[0]), slope * tangents[0]
 
 
-def exp_minus(z: jax.Array, low: float = -10.0) -> jax.Array:
-    """Returns exp(-z), with the slope zero below `low` and where it underflows.
+def exp_minus(z: jax.Array) -> jax.Array:
+    """Returns exp(-z), with the slope zero below -10 and where it underflows.
 
     At z = -10, exp(-exp(-z)) is zero in all precisions, and at z = 1000, exp(-z) is.
     """
-    return jnp.exp(-jnp.where(z < low, low, jnp.where(z > 1000, 1000, z)))
+    return jnp.exp(-jnp.where(z < -10, -10, jnp.where(z > 1000, 1000, z)))
+
+
+@jax.custom_jvp
+def exp_minus_unbounded(z: jax.Array) -> jax.Array:
+    """Returns exp(-z), with a slope that stays finite where it overflows."""
+    return jnp.exp(-z)
+
+
+@exp_minus_unbounded.defjvp
+def _exp_minus_unbounded_jvp(primals, tangents):
+    # As above, zero times this slope has to stay zero.
+    power = exp_minus_unbounded(primals[0])
+    return power, -jnp.minimum(power, jnp.finfo(power.dtype).max) * tangents[0]
 
 
 def softmax_over(active: jax.Array, logits: jax.Array) -> jax.Array:

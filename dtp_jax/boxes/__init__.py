@@ -2,7 +2,9 @@
 
 A box is ``[..., 4]``: ``x1, y1, x2, y2`` with ``x1 <= x2`` and ``y1 <= y2``. A box that
 is inverted along an axis (``x2 < x1``) has no area, like one whose corners coincide.
-All functions compute, and answer, in float32, or in float64 when given it.
+All functions compute, and answer, in float32, or in float64 when given it. Coordinates
+that are integers are subtracted before they are converted, so that large ones keep
+their digits.
 """
 
 from ._encoding import decode as decode

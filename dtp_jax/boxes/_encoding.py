@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ._inputs import as_boxes
+from dtp_jax._core.numerics import as_floats, difference
+
+from ._inputs import as_boxes, as_corners, as_pairs
 
 # An anchor side this short cannot be divided by, not even squared in a gradient.
 _SHORTEST_ANCHOR_SIDE = 1e-12
@@ -37,9 +39,8 @@ def encode(boxes: ArrayLike, anchors: ArrayLike) -> jax.Array:
     References:
         He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.1.
     """
-    boxes = as_boxes("boxes", boxes)
-    anchors = as_boxes("anchors", anchors)
-    return (boxes - anchors) / _anchor_sides(anchors)
+    boxes, anchors = as_pairs("boxes", boxes, "anchors", anchors)
+    return difference(boxes, anchors) / _anchor_sides(anchors)
 
 
 def decode(offsets: ArrayLike, anchors: ArrayLike) -> jax.Array:
@@ -67,11 +68,12 @@ def decode(offsets: ArrayLike, anchors: ArrayLike) -> jax.Array:
         He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.1.
     """
     offsets = as_boxes("offsets", offsets)
-    anchors = as_boxes("anchors", anchors)
-    return anchors + offsets * _anchor_sides(anchors)
+    anchors = as_corners("anchors", anchors)
+    offsets, anchors = jnp.broadcast_arrays(offsets, anchors)
+    return as_floats(anchors) + offsets * _anchor_sides(anchors)
 
 
 def _anchor_sides(anchors: jax.Array) -> jax.Array:
-    sides = anchors[..., 2:] - anchors[..., :2]
+    sides = difference(anchors[..., 2:], anchors[..., :2])
     sides = jnp.where(sides <= _SHORTEST_ANCHOR_SIDE, 1, sides)
     return jnp.concatenate([sides, sides], axis=-1)

@@ -6,8 +6,9 @@ import optax
 from jax.typing import ArrayLike
 
 from dtp_jax._core.checks import check_number
+from dtp_jax._core.numerics import difference
 
-from ._inputs import as_boxes
+from ._inputs import as_boxes, as_pairs
 
 
 def kl_loss(
@@ -63,12 +64,13 @@ def kl_loss(
     check_number("log_variance_max", log_variance_max)
     if isinstance(log_variance_min, (int, float)):
         check_number("log_variance_max", log_variance_max, low=log_variance_min)
-    prediction = as_boxes("prediction", prediction)
-    target = as_boxes("target", target)
+    prediction, target = as_pairs("prediction", prediction, "target", target)
+    error = difference(prediction, target)
     log_variance = as_boxes("log_variance", log_variance)
+    error, log_variance = jnp.broadcast_arrays(error, log_variance)
     inside = jnp.clip(log_variance, log_variance_min, log_variance_max)
     outside = jnp.abs(log_variance - inside)
-    error = optax.losses.huber_loss(prediction, target, delta=1.0)
+    error = optax.losses.huber_loss(error, delta=1.0)
     return jnp.exp(-inside) * error + 0.5 * (inside + outside)
 
 
@@ -114,12 +116,13 @@ def bounded_iou_loss(
     """
     check_number("beta", beta, low=0, high=1, open_low=True)
     check_number("eps", eps, low=0, open_low=True)
-    box = as_boxes("prediction", prediction)
-    goal = jax.lax.stop_gradient(as_boxes("target", target))
-    size = jnp.maximum(box[..., 2:] - box[..., :2], 0)
-    goal_size = jnp.maximum(goal[..., 2:] - goal[..., :2], 0)
+    box, goal = as_pairs("prediction", prediction, "target", target)
+    goal = jax.lax.stop_gradient(goal)
+    size = jnp.maximum(difference(box[..., 2:], box[..., :2]), 0)
+    goal_size = jnp.maximum(difference(goal[..., 2:], goal[..., :2]), 0)
     # Twice the distance of the centres.
-    apart = jnp.abs(box[..., 2:] + box[..., :2] - goal[..., 2:] - goal[..., :2])
+    shifts = difference(box, goal)
+    apart = jnp.abs(shifts[..., 2:] + shifts[..., :2])
     of_center = jnp.maximum((goal_size - apart) / (goal_size + apart + eps), 0)
     of_size = jnp.minimum(goal_size / (size + eps), size / (goal_size + eps))
     cost = 1 - jnp.concatenate([of_center, of_size], axis=-1)

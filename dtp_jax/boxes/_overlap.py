@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ._inputs import as_boxes
+from dtp_jax._core.numerics import difference
+
+from ._inputs import as_pairs
 
 # Lengths below this, and areas below this share of the enclosing box, count as zero.
 # The steepest gradient is then the product of their inverses, 1e36, which is finite.
@@ -75,12 +77,11 @@ def giou(boxes_a: ArrayLike, boxes_b: ArrayLike) -> jax.Array:
 
 def _relative_areas(boxes_a, boxes_b) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Areas of intersection, union and enclosing box, relative to the last one."""
-    a = as_boxes("boxes_a", boxes_a)
-    b = as_boxes("boxes_b", boxes_b)
+    a, b = as_pairs("boxes_a", boxes_a, "boxes_b", boxes_b)
     low_a, high_a, low_b, high_b = a[..., :2], a[..., 2:], b[..., :2], b[..., 2:]
     top = jnp.maximum(jnp.maximum(low_a, high_a), jnp.maximum(low_b, high_b))
     bottom = jnp.minimum(jnp.minimum(low_a, high_a), jnp.minimum(low_b, high_b))
-    enclosing = top - bottom
+    enclosing = difference(top, bottom)
     # Ratios of areas do not change when an axis is scaled: with a constant scale
     # neither do their gradients, and no area over- or underflows. Lengths along an axis
     # without extent become zero, and so does the gradient along it.
@@ -91,9 +92,10 @@ def _relative_areas(boxes_a, boxes_b) -> tuple[jax.Array, jax.Array, jax.Array]:
         lengths = jnp.maximum(lengths, 0) / side
         return lengths[..., 0] * lengths[..., 1]
 
-    intersection = area(jnp.minimum(high_a, high_b) - jnp.maximum(low_a, low_b))
-    union = area(high_a - low_a) + area(high_b - low_b) - intersection
-    return intersection, union, area(enclosing)
+    shared = difference(jnp.minimum(high_a, high_b), jnp.maximum(low_a, low_b))
+    intersection = area(shared)
+    areas = area(difference(high_a, low_a)) + area(difference(high_b, low_b))
+    return intersection, areas - intersection, area(enclosing)
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dtp_jax._core.checks import check_number, check_whole
+from dtp_jax._core.numerics import as_floats, difference
 
-from ._inputs import as_boxes, as_floats
+from ._inputs import as_boxes, as_corners
 from ._overlap import iou
 
 
@@ -106,7 +107,8 @@ def variance_voting(
     check_whole("max_outputs", max_outputs, low=1)
     if voters not in ("all", "remaining"):
         raise ValueError(f'voters must be "all" or "remaining", got {voters!r}.')
-    boxes = as_boxes("boxes", boxes)
+    corners = as_corners("boxes", boxes)
+    boxes = as_floats(corners)
     variances = as_boxes("variances", variances)
     scores = as_floats(scores)
     mask = jnp.ones(scores.shape, bool) if mask is None else jnp.asarray(mask, bool)
@@ -127,7 +129,8 @@ def variance_voting(
             valid=jnp.zeros(num_outputs, bool),
         )
     usable = mask & jnp.all(jnp.isfinite(boxes), axis=-1) & jnp.isfinite(scores)
-    boxes = jnp.where(usable[:, None], boxes, 0)
+    corners = jnp.where(usable[:, None], corners, 0)
+    boxes = as_floats(corners)
     limits = jnp.finfo(variances.dtype)
     # The comparison is also false for NaN.
     variances = jnp.where(variances >= 0, variances, limits.max)
@@ -139,13 +142,14 @@ def variance_voting(
         valid = remaining[best]
         chosen = jnp.arange(num_boxes) == best
         # A box without area has no overlap even with itself.
-        overlap = jnp.where(chosen, 1, iou(boxes[best], boxes))
+        overlap = jnp.where(chosen, 1, iou(corners[best], corners))
 
         votes = (usable if voters == "all" else remaining) & (overlap > 0) | chosen
         logits = -((1 - overlap[:, None]) ** 2) / sigma_t - log_variances
         weights = jax.nn.softmax(jnp.where(votes[:, None], logits, -jnp.inf), axis=0)
         # Averaging the shifts keeps a box exact where all voters agree.
-        shift = jnp.sum(weights * (boxes - boxes[best]), axis=0)
+        shifts = difference(corners, corners[best])
+        shift = jnp.sum(weights * shifts, axis=0)
 
         index = jnp.where(valid, best, -1)
         chosen_score = jnp.where(valid, scores[best], 0)

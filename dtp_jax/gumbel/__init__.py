@@ -9,8 +9,11 @@ one of ``|z| t`` parts in 1e7 in ``exp(-t)``.
 
 A scale given as a Python number must be positive. In an array or a tracer, a scale that
 is not positive gives NaN. A log-density and a log-cdf contain ``exp(-z)`` itself, which
-overflows in float32 at about ``z = -88``: from there on they are -inf with infinite
-slope. `pdf` and `cdf` have the value and the slope zero there, and no slope is NaN.
+overflows in float32 at about ``z = -88``: from there on they are -inf, with the largest
+finite slope, of which nothing is left where a mask multiplies it by zero. `pdf` and
+`cdf` have the value and the slope zero there. No slope is NaN. Half precision is
+computed in float32 and answered in its own type; integers are subtracted before they
+are converted.
 
 `jax.scipy.stats.gumbel_r` has the first eight functions as well, but its `sf` loses all
 digits in float32 beyond ``z = 16``, and some of its derivatives with respect to the

@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dtp_jax._core.numerics import divide, exp_minus, expm1, in_working_type
+from dtp_jax._core.numerics import (
+    divide,
+    exp_minus,
+    exp_minus_unbounded,
+    expm1,
+    in_working_type,
+)
 
 from ._parameters import parameters, standardize
 
@@ -61,7 +67,7 @@ def logpdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Ar
     # Below -50, z is lost against exp(-z) in all precisions, but if it overflowed it
     # would turn the difference into NaN.
     linear = jnp.where(z < -50, -50, z)
-    return -linear - exp_minus(z, -jnp.inf) - jnp.log(scale)
+    return -linear - exp_minus_unbounded(z) - jnp.log(scale)
 
 
 @in_working_type
@@ -113,7 +119,7 @@ def logcdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Ar
         Gumbel, "Statistics of Extremes", 1958.
     """
     z, _ = standardize(x, loc, scale)
-    return -exp_minus(z, -jnp.inf)
+    return -exp_minus_unbounded(z)
 
 
 @in_working_type
@@ -180,9 +186,9 @@ def logsf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Arr
 def ppf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Quantile, the inverse of `cdf`: ``loc - scale log(-log(q))``.
 
-    It is -inf at zero, inf at one and NaN outside [0, 1]; its derivative with respect
-    to `q` is infinite at zero and at one, and taken as zero there. Where `q` is within
-    rounding of one, pass its complement to `isf` instead.
+    It is -inf at zero, inf at one and NaN outside [0, 1]; its derivatives with respect
+    to `q` and `scale` are infinite at zero and at one, and taken as zero there. Where
+    `q` is within rounding of one, pass its complement to `isf` instead.
 
     Args:
         q: Probabilities in [0, 1].
@@ -209,8 +215,8 @@ def ppf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
 def isf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Upper quantile, the inverse of `sf`: ``loc - scale log(-log1p(-q))``.
 
-    It is inf at zero, -inf at one and NaN outside [0, 1]; its derivative with respect
-    to `q` is infinite at zero and at one, and taken as zero there.
+    It is inf at zero, -inf at one and NaN outside [0, 1]; its derivatives with respect
+    to `q` and `scale` are infinite at zero and at one, and taken as zero there.
 
     Args:
         q: Probabilities in [0, 1].
@@ -240,8 +246,9 @@ def _quantile(
     inside = (q > 0) & (q < 1)
     safe = jnp.where(inside, q, 0.5)
     z = -jnp.log(-(jnp.log1p(-safe) if upper else jnp.log(safe)))
-    # At the ends the limits; NaN occurs only where it is the answer, so that a search
-    # for NaN in every operation does not stop here.
-    z = jnp.where(inside, z, jnp.where((q == 0) == upper, jnp.inf, -jnp.inf))
-    z = jnp.where((q >= 0) & (q <= 1), z, jnp.nan)
-    return loc + scale * z
+    # The ends are infinite for every scale, which has no part in them but where it is
+    # NaN. NaN occurs only where it is the answer: to search for it in every operation
+    # does not stop here.
+    end = jnp.where((q == 0) == upper, jnp.inf, -jnp.inf)
+    end = jnp.where((q >= 0) & (q <= 1) & (scale > 0), end, jnp.nan)
+    return loc + jnp.where(inside, scale * z, end)

@@ -228,10 +228,18 @@ def kl_divergence(
         series = _ZETA_MINUS_ONE[k - 2] / k - e * series
     near_width = expm1_minus_identity(log_ratio) + e * e * series
     near_log_gamma = log_ratio + near_width - _EULER_GAMMA * e
-    r = jnp.where(near, 2, ratio)
-    far_width = jax.lax.lgamma(r) + _EULER_GAMMA * (r - 1)
+    # Elsewhere log(Gamma(1 + r)) is infinite for a ratio beyond, and log(Gamma(r)) is
+    # that less log(r). The ratio itself may have underflowed.
+    limits = jnp.finfo(ratio.dtype)
+    beyond = ratio > limits.max / 1000
+    r = jnp.where(near | beyond, 2, ratio)
+    under = ratio < limits.tiny
+    logs = jnp.log(scale_p) - jnp.log(scale_q)
+    log_r = jnp.where(under, logs, jnp.log(jnp.where(under, 1, r)))
+    far_log_gamma = jax.lax.lgamma(r + 1)
+    far_width = far_log_gamma - log_r + _EULER_GAMMA * (r - 1)
 
-    log_gamma = jnp.where(near, near_log_gamma, jax.lax.lgamma(r + 1))
+    log_gamma = jnp.where(near, near_log_gamma, far_log_gamma)
     width = jnp.where(near, near_width, far_width)
     a = divide(apart, scale_q) + log_gamma
-    return width + expm1_minus_identity(a)
+    return jnp.where(beyond, jnp.inf, width + expm1_minus_identity(a))

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 from dtp_jax._core.checks import check_number, check_whole
 from dtp_jax._core.numerics import divide, exp_minus, working_type
 
-from ._parameters import parameters
+from ._parameters import parameters, positive
 
 
 def sample(
@@ -61,6 +61,7 @@ def sample(
             f"{list(loc.shape)} for the two of them."
         )
     noise = jax.random.gumbel(key, shape, jnp.promote_types(dtype, jnp.float32))
+    loc, scale = jnp.broadcast_to(loc, shape), jnp.broadcast_to(scale, shape)
     return (loc + scale * noise).astype(dtype)
 
 
@@ -147,7 +148,7 @@ def gumbel_softmax(
         key: PRNG key.
         logits: Unnormalized log-probabilities, in [-inf, inf). Where a logit is -inf,
             the result and its derivative are zero, also if all of them are.
-        temperature: Positive; broadcasts against `logits`.
+        temperature: Positive; broadcasts to the shape of `logits`.
         hard: Whether to return a one-hot vector.
         axis: The axis of the distribution.
 
@@ -155,8 +156,8 @@ def gumbel_softmax(
         Non-negative values whose sum over `axis` is one, of the shape of `logits`.
 
     Raises:
-        ValueError: If `temperature` is a Python number that is not positive, or if
-            `logits` is a scalar.
+        ValueError: If `temperature` is a Python number that is not positive or does not
+            broadcast, or if `logits` is a scalar.
 
     Example:
         >>> logits = jnp.array([0.0, 100.0, -jnp.inf])  # The noise is below 20.
@@ -170,8 +171,8 @@ def gumbel_softmax(
     check_number("temperature", temperature, low=0, open_low=True)
     perturbed = perturbed_logits(key, logits)
     _check_axis(perturbed)
-    temperature = jnp.asarray(temperature, perturbed.dtype)
-    temperature = jnp.where(temperature > 0, temperature, jnp.nan)
+    temperature = positive(temperature, perturbed.dtype)
+    temperature = jnp.broadcast_to(temperature, perturbed.shape)
 
     possible = perturbed != -jnp.inf
     top = jnp.max(

@@ -16,8 +16,11 @@ Probabilities must not be negative, which is not checked. Conventions at zero:
 
 * ``0 log 0 = 0`` and ``0 log(0 / q) = 0``, also for ``q = 0``.
 * An entry with ``p > 0`` and ``q = 0`` makes cross-entropy and KL divergence inf.
-* Where a term is inf or has an infinite slope (the entropy at ``p = 0``), this slope is
-  taken as zero, so that derivatives are always finite.
+* Where a term is inf or has an infinite slope (the entropy at ``p = 0``, the
+  Jensen-Shannon divergence at ``p = 0 < q``), this slope is taken as zero, so that
+  derivatives are always finite.
+
+Half precision is computed in float32, and answered in its own type.
 
 The keyword arguments of all of them: `axis`, an axis or several, or None for all, over
 which the distribution extends; `where`, a mask that broadcasts to it, whose False

@@ -79,5 +79,9 @@ def gaussian_kl_divergence(
     log_root = -jnp.asarray(log_variance_q, dtype) / 2
     log_root = jnp.where(log_root > limit, limit, log_root)
     apart, wider, log_root = jnp.broadcast_arrays(apart, wider, log_root)
-    distance = jnp.square(apart * jnp.exp(log_root))
+    # Where the square is infinite, its slope is taken as zero.
+    size = jnp.log(jax.lax.stop_gradient(jnp.abs(apart))) + log_root
+    infinite = 2 * size > math.log(jnp.finfo(dtype).max)
+    distance = jnp.square(jnp.where(infinite, 0, apart) * jnp.exp(log_root))
+    distance = jnp.where(infinite, jnp.inf, distance)
     return (expm1_minus_identity(wider) + distance) / 2

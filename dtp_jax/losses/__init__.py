@@ -1,4 +1,9 @@
-"""Loss functions of single examples, for use next to task weights."""
+"""Loss functions of single examples, for use next to task weights.
+
+All compute in float32, or in float64 when given it. Shapes are not broadcast by adding
+axes: ``[B]`` next to ``[B, 1]`` raises. An infinite loss has finite derivatives, so
+that an example that a mask leaves out leaves nothing behind.
+"""
 
 from ._class_balance import class_balanced_weights as class_balanced_weights
 from ._focal import bounded_error_focal_loss as bounded_error_focal_loss

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.checks import check_number
-from dtp_jax._core.numerics import as_floats, expm1, working_type
+from dtp_jax._core.numerics import as_floats, expm1
 
 
 def class_balanced_weights(
@@ -46,7 +46,7 @@ def class_balanced_weights(
             "counts must have shape [C] and beta must be a scalar, got "
             f"{list(jnp.shape(counts))} and {list(jnp.shape(beta))}."
         )
-    dtype = working_type(beta)
+    dtype = jnp.result_type(jnp.float32, beta)
     counts = jnp.asarray(counts, dtype)
     present = counts > 0
     # A number of Python is taken from one in its own 64 bits: in 32, 0.99999999 is one.

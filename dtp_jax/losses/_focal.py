@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.checks import check_no_new_axes, check_number, check_same_shape
-from dtp_jax._core.numerics import as_floats, working_type
+from dtp_jax._core.numerics import as_floats, divide, working_type
 
 from ._logits import margin_of
 
@@ -57,15 +57,18 @@ def sigmoid_focal_loss(
     check_no_new_axes(logits=logits, gamma=gamma)
     if not jnp.issubdtype(labels.dtype, jnp.floating):
         labels = labels > 0
-    labels = labels.astype(logits.dtype)
-    # In an infinite logit, 0 times infinity would occur. The loss there is that of the
-    # label 1, or 0, which is linear or nothing.
-    infinite = jnp.isinf(logits)
-    safe = jnp.where(infinite, 0, logits)
-    loss = optax.losses.sigmoid_focal_loss(safe, labels, gamma=jnp.asarray(gamma))
+    logits, labels = jnp.broadcast_arrays(logits, labels.astype(logits.dtype))
+    # Far from zero the products of the formula are infinity times zero. There the loss
+    # is linear in the logit, times a power of the label that the logit speaks against.
+    far = jnp.abs(logits) > 1e30
+    loss = optax.losses.sigmoid_focal_loss(
+        jnp.where(far, 0, logits), labels, gamma=jnp.asarray(gamma)
+    )
     against = jnp.where(logits > 0, 1 - labels, labels)
-    limit = jnp.where(against > 0, jnp.abs(jnp.where(infinite, logits, 0)), 0)
-    return jnp.where(infinite, limit, loss)
+    wrong = against > 0
+    power = jnp.exp((1 + gamma) * jnp.log(jnp.where(wrong, against, 1)))
+    limit = jax.lax.stop_gradient(power) * jnp.where(wrong & far, jnp.abs(logits), 0)
+    return jnp.where(far, limit, loss)
 
 
 def softmax_focal_loss(
@@ -88,7 +91,7 @@ def softmax_focal_loss(
 
     Returns:
         ``[...]``, at least 0, in float32 or better. Where the true class is left out,
-        the loss is inf and its gradient that of the limit, which is finite.
+        the loss is inf, and its gradient in the other logits is that of the limit.
 
     Raises:
         ValueError: If gamma is a negative number, the labels are not integers or the
@@ -160,7 +163,7 @@ def bounded_error_focal_loss(
         jnp.asarray(argument, dtype) for argument in (errors, gamma, scale, p_min)
     )
     # The error itself is 1 - p, with all its digits. p has lost those of small errors.
-    rest = jnp.abs(errors) / scale
+    rest = divide(jnp.abs(errors), scale)
     bounded = 1 - rest < p_min
     perfect = rest == 0
     log_p = jnp.where(bounded, jnp.log(p_min), jnp.log1p(-jnp.where(bounded, 0, rest)))

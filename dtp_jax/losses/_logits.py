@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.checks import check_labels
-from dtp_jax._core.numerics import class_indices, relative_logits
+from dtp_jax._core.numerics import class_indices, exact_type, relative_logits
 
 
 def margin_of(
@@ -30,25 +30,32 @@ def margin_of(
     Raises:
         ValueError: If the labels are not integers, or not one for each row of logits.
     """
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
+    dtype = exact_type(labels)
+    if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
-            f"labels must be integers of shape [...], got {labels.dtype}; for one-hot "
+            f"labels must be integers of shape [...], got {dtype}; for one-hot "
             "labels take jnp.argmax(labels, axis=-1)."
         )
     check_labels(logits, labels)
     logits = relative_logits(logits)
-    allowed = logits > -jnp.inf
-    # Infinity times the factor would have no derivative in the factor.
-    logits = jnp.where(allowed, logits, 0) * jnp.asarray(factor)[..., None]
-    logits = jnp.where(allowed, logits, -jnp.inf)
     num_classes = logits.shape[-1]
     index = class_indices(labels, num_classes)
+    factor = jnp.asarray(factor)
+    if factor.ndim:
+        shape = jnp.broadcast_shapes(index.shape, factor.shape)
+        index = jnp.broadcast_to(index, shape)
+        logits = jnp.broadcast_to(logits, (*shape, num_classes))
+        factor = jnp.broadcast_to(factor, shape)[..., None]
+    allowed = logits > -jnp.inf
+    # Infinity times the factor would have no derivative in the factor.
+    logits = jnp.where(allowed, logits, 0) * factor
+    logits = jnp.where(allowed, logits, -jnp.inf)
     true = jax.nn.one_hot(index, num_classes, dtype=bool)
     others = ~true & allowed
     alone = ~jnp.any(others, axis=-1)
     # Without another class 1 - p is zero, whose logarithm would have no derivative.
     others = jnp.where(alone[..., None], True, others)
+    logits = jnp.where(alone[..., None], 0, logits)
     log_others = jax.nn.logsumexp(logits, axis=-1, where=others)
     true_logit = jnp.sum(jnp.where(true, logits, 0), axis=-1)
     return true_logit - log_others, alone, index < 0

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.checks import check_no_new_axes, check_number
-from dtp_jax._core.numerics import expm1
+from dtp_jax._core.numerics import divide, expm1
 
 
 def general_robust_loss(
@@ -44,11 +44,11 @@ def general_robust_loss(
     check_number("scale", scale, low=0, open_low=True)
     check_no_new_axes(x=x, alpha=alpha, scale=scale)
     dtype = jnp.result_type(jnp.float32, x, alpha, scale)
-    x, alpha = jnp.asarray(x, dtype), jnp.asarray(alpha, dtype)
+    x, alpha, scale = (jnp.asarray(value, dtype) for value in (x, alpha, scale))
     limits = jnp.finfo(dtype)
     # Beyond, the square would overflow: at 1e18 in float32.
     farthest = 10.0 ** math.floor(math.log10(limits.max) / 2 - 1)
-    half = 0.5 * jnp.square(jnp.clip(x / scale, -farthest, farthest))
+    half = 0.5 * jnp.square(jnp.clip(divide(x, scale), -farthest, farthest))
     # Beyond, expm1 would overflow: at 87 in float32.
     highest = math.floor(math.log(limits.max)) - 1.0
     eps = limits.eps
@@ -57,7 +57,8 @@ def general_robust_loss(
     a = jnp.where(regular, alpha, 1.0)
     b = jnp.abs(a - 2)
     # (1 + u)^(a / 2) - 1 by log1p and expm1 keeps the digits of small residuals.
-    exponent = jnp.minimum(0.5 * a * jnp.log1p(2 * half / b), highest)
+    square = jnp.minimum(2 * half, limits.max / 4 * jnp.minimum(b, 1))
+    exponent = jnp.minimum(0.5 * a * jnp.log1p(square / b), highest)
     special = jnp.where(
         alpha == jnp.inf,
         expm1(jnp.minimum(half, highest)),

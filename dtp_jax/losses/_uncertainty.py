@@ -77,8 +77,7 @@ def uncertainty_classification(
 
     Args:
         logits: ``[..., C]``. Classes with a logit of -inf are left out; if it is the
-            true class, the loss is inf, with the finite gradient of the limit in the
-            logits and none in s.
+            true class, the loss is inf, and its gradients are finite.
         labels: ``[...]``, integers in [0, C); the loss of any other label is NaN.
         log_variance: ``[...]``, s; a scalar, or with 1 for sizes to be repeated.
         exact_temperature: Whether to compute the likelihood instead of its
@@ -104,10 +103,10 @@ def uncertainty_classification(
         Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses",
         CVPR 2018, equations 8 to 10.
     """
+    check_no_new_axes(labels=labels, log_variance=log_variance, bound=bound)
     s, outside = _bounded(log_variance, bound)
     factor = jnp.exp(-s) if exact_temperature else 1.0
     margin, certain, unknown = margin_of(logits, labels, factor)
-    check_no_new_axes(labels=labels, log_variance=log_variance, bound=bound)
     cross_entropy = jnp.where(certain, 0, jax.nn.softplus(-margin))
     cross_entropy = jnp.where(unknown, jnp.nan, cross_entropy)
     if exact_temperature:

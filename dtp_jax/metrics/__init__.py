@@ -6,8 +6,9 @@ None for all. **With no example to judge the answer is NaN, which the library re
 "not observed"**: the task keeps the KPI that it had.
 
 An example whose prediction or target is not finite counts as wrong, so that a network
-that diverges does not look good; mask the examples whose target is missing. All
-functions run under `jax.jit` and `jax.vmap`.
+that diverges does not look good; mask the examples whose target is missing. Integers of
+any width and size are compared and subtracted before they are converted. All functions
+run under `jax.jit` and `jax.vmap`.
 
 * Classification: `accuracy`, `top_k_accuracy`, `average_precision`.
 * Boxes, masks, keypoints: `mean_box_iou`, `mean_mask_iou`, `pck`.

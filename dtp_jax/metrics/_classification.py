@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dtp_jax._core.checks import check_whole
+from dtp_jax._core.checks import check_labels, check_same_shape, check_whole
+from dtp_jax._core.numerics import as_floats, class_indices, exact
 
-from ._inputs import as_floats, check_integers, check_same_shape, mean_of, valid_of
+from ._inputs import check_integers, mean_of, valid_of
 
 
 def accuracy(
@@ -67,12 +68,8 @@ def top_k_accuracy(
         >>> round(float(top_k_accuracy(logits, jnp.array([1, 2, 1]), 2)), 4)
         0.6667
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    if logits.ndim == 0 or logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            "logits [..., C] and labels [...] must have the same leading axes, got "
-            f"{list(logits.shape)} and {list(labels.shape)}."
-        )
+    logits = jnp.asarray(logits)
+    check_labels(logits, labels)
     check_integers("labels", labels)
     check_whole("k", k, low=1)
     num_classes = logits.shape[-1]
@@ -81,9 +78,10 @@ def top_k_accuracy(
             f"k must be at most the number of classes, {num_classes}, got {k}."
         )
     _, named = jax.lax.top_k(logits, k)
-    correct = jnp.any(named == labels[..., None], axis=-1)
+    label = class_indices(labels, num_classes)
+    correct = jnp.any(named == label[..., None], axis=-1)
     correct &= ~jnp.any(jnp.isnan(logits), axis=-1)
-    return mean_of(correct, valid_of(where, labels.shape))
+    return mean_of(correct, valid_of(where, label.shape))
 
 
 def average_precision(
@@ -119,20 +117,22 @@ def average_precision(
     References:
         `sklearn.metrics.average_precision_score`, which this reproduces.
     """
-    scores, labels = as_floats(scores), jnp.asarray(labels)
     check_same_shape("scores", scores, "labels", labels)
+    scores = exact(scores)
     if scores.ndim != 1:
         raise ValueError(
             f"scores must have shape [N], got {list(scores.shape)}. Ravel them to rank "
             "all together, or use jax.vmap to rank each row."
         )
     check_integers("labels", labels)
-    positive = labels > 0
-    scores = jnp.where(
-        jnp.isnan(scores), jnp.where(positive, -jnp.inf, jnp.inf), scores
-    )
+    positive = exact(labels) > 0
+    if not jnp.issubdtype(scores.dtype, jnp.integer):
+        # Integers are ranked as they are: large ones would be tied in float32.
+        scores = as_floats(scores)
+        last = jnp.where(positive, -jnp.inf, jnp.inf)
+        scores = jnp.where(jnp.isnan(scores), last, scores)
     order = jnp.argsort(scores, descending=True)
-    valid = valid_of(where, labels.shape)[order]
+    valid = valid_of(where, positive.shape)[order]
     positive, scores = positive[order] & valid, scores[order]
     true_positives, retrieved = jnp.cumsum(positive), jnp.cumsum(valid)
     # Every example sees the counts at the end of its group of ties. Examples that do

@@ -4,16 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_number, check_same_shape
+from dtp_jax._core.numerics import as_floats, difference, exact
 
-from ._inputs import (
-    SMALLEST_SCALE,
-    as_floats,
-    broadcast,
-    check_same_shape,
-    mean_of,
-    valid_of,
-)
+from ._inputs import SMALLEST_SCALE, broadcast, mean_of, valid_of
 
 
 def within_threshold(
@@ -45,12 +39,11 @@ def within_threshold(
         0.5
     """
     check_number("threshold", threshold, low=0)
-    predicted, target = as_floats(predicted), as_floats(target)
     check_same_shape("predicted", predicted, "target", target)
-    error = jnp.abs(predicted - target)
+    error = jnp.abs(difference(predicted, target))
     correct = error <= broadcast("threshold", threshold, error.shape)
     correct &= jnp.isfinite(error)
-    return mean_of(correct, valid_of(where, predicted.shape))
+    return mean_of(correct, valid_of(where, error.shape))
 
 
 def bounded_error(
@@ -86,13 +79,13 @@ def bounded_error(
         0.375
     """
     check_number("scale", scale, low=0, open_low=True)
-    predicted, target = as_floats(predicted), as_floats(target)
     check_same_shape("predicted", predicted, "target", target)
+    predicted, target = exact(predicted), exact(target)
     valid = valid_of(where, predicted.shape)
     scale = broadcast("scale", scale, predicted.shape)
     usable = valid & jnp.isfinite(predicted) & jnp.isfinite(target)
     usable &= scale > SMALLEST_SCALE
-    error = jnp.where(usable, predicted, 0) - jnp.where(usable, target, 0)
+    error = difference(jnp.where(usable, predicted, 0), jnp.where(usable, target, 0))
     relative = jnp.abs(error) / jnp.where(usable, scale, 1)
     return mean_of(jnp.where(usable, 1 - jnp.clip(relative, 0, 1), 0), valid)
 
@@ -126,8 +119,8 @@ def correlation(
         >>> round(float(correlation(predicted, target)), 4)
         0.75
     """
-    predicted, target = as_floats(predicted), as_floats(target)
     check_same_shape("predicted", predicted, "target", target)
+    predicted, target = exact(predicted), exact(target)
     valid = valid_of(where, predicted.shape)
     finite = jnp.isfinite(predicted) & jnp.isfinite(target)
     usable = valid & finite
@@ -151,7 +144,7 @@ def exp_loss(
 
     Args:
         loss: A loss, ``[]``, or the losses of the examples, ``[...]``.
-        scale: The loss that is worth ``1 / e``, above 0.
+        scale: The loss that is worth ``1 / e``, above 0, broadcast to ``[...]``.
         where: Which losses count, ``[...]``.
 
     Returns:
@@ -168,6 +161,7 @@ def exp_loss(
     loss = as_floats(loss)
     valid = valid_of(where, loss.shape)
     usable = valid & jnp.isfinite(loss)
+    scale = broadcast("scale", scale, loss.shape)
     relative = jnp.maximum(jnp.where(usable, loss, 0), 0) / scale
     return mean_of(jnp.where(usable, jnp.exp(-relative), 0), valid)
 
@@ -179,6 +173,10 @@ def _center(values: jax.Array, usable: jax.Array) -> tuple[jax.Array, jax.Array]
     correlation does not depend on them. A constant becomes exactly zero, which rounding
     would prevent if its own mean were subtracted.
     """
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        lowest = jnp.min(values, where=usable, initial=jnp.iinfo(values.dtype).max)
+        values = difference(values, lowest)
+    values = as_floats(values)
     fixed = jax.lax.stop_gradient(values)
     low = jnp.min(fixed, where=usable, initial=jnp.inf)
     spread = jnp.max(fixed, where=usable, initial=-jnp.inf) - low

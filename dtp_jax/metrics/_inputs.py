@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dtp_jax._core.layout import missing_value
+from dtp_jax._core.numerics import exact_type
 
 # What is not above this is no scale to divide by, and no spread to correlate.
 SMALLEST_SCALE = 1e-30
@@ -37,22 +38,10 @@ def broadcast(name: str, array: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(array, shape)
 
 
-def check_same_shape(name_a: str, a: jax.Array, name_b: str, b: jax.Array) -> None:
-    if a.shape != b.shape:
+def check_integers(name: str, labels: ArrayLike) -> None:
+    dtype = exact_type(labels)
+    if not jnp.issubdtype(dtype, jnp.integer) and dtype != jnp.bool_:
         raise ValueError(
-            f"{name_a} and {name_b} must have the same shape, got {list(a.shape)} and "
-            f"{list(b.shape)}."
+            f"{name} must be integers or booleans, got {dtype}. Take the argmax of "
+            "scores or one-hot labels over the classes."
         )
-
-
-def check_integers(name: str, labels: jax.Array) -> None:
-    if not (labels.dtype == bool or jnp.issubdtype(labels.dtype, jnp.integer)):
-        raise ValueError(
-            f"{name} must be integers or booleans, got {labels.dtype}. Take the argmax "
-            "of scores or one-hot labels over the classes."
-        )
-
-
-def as_floats(array: ArrayLike) -> jax.Array:
-    array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

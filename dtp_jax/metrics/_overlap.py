@@ -5,16 +5,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dtp_jax import boxes
-from dtp_jax._core.checks import check_last_axis, check_number, check_whole
-
-from ._inputs import (
-    as_floats,
-    broadcast,
-    check_integers,
+from dtp_jax._core.checks import (
+    check_last_axis,
+    check_number,
     check_same_shape,
-    mean_of,
-    valid_of,
+    check_whole,
 )
+from dtp_jax._core.numerics import as_floats, class_indices, difference, exact
+
+from ._inputs import broadcast, check_integers, mean_of, valid_of
 
 
 def mean_box_iou(
@@ -44,8 +43,8 @@ def mean_box_iou(
         0.75
     """
     check_last_axis("predicted", predicted, 4)
-    predicted, target = as_floats(predicted), as_floats(target)
     check_same_shape("predicted", predicted, "target", target)
+    predicted, target = exact(predicted), exact(target)
     valid = valid_of(where, predicted.shape[:-1])
     finite = jnp.all(jnp.isfinite(predicted) & jnp.isfinite(target), axis=-1)
     # Boxes of zeros overlap nothing, and keep NaN out of the gradient.
@@ -91,14 +90,13 @@ def mean_mask_iou(
         `sklearn.metrics.jaccard_score` with ``average="macro"``, over the classes
         present.
     """
-    predicted, target = jnp.asarray(predicted), jnp.asarray(target)
     check_whole("num_classes", num_classes, low=1)
     check_same_shape("predicted", predicted, "target", target)
     check_integers("predicted", predicted)
     check_integers("target", target)
-    # In a narrower type the comparison with the number of classes could overflow.
-    predicted, target = predicted.astype(jnp.int32), target.astype(jnp.int32)
-    valid = valid_of(where, target.shape) & (target >= 0) & (target < num_classes)
+    predicted = class_indices(predicted, num_classes)
+    target = class_indices(target, num_classes)
+    valid = valid_of(where, target.shape) & (target >= 0)
 
     # Whole numbers: a float32 count would stop at 2^24 pixels.
     def count(labels, counted):
@@ -129,7 +127,8 @@ def pck(
         target: Keypoints, ``[..., 2]``.
         scale: Size of the object, broadcast to ``[...]``: ``[B, 1]`` for one per person
             and ``[B, K, 2]``. Where it is not above 0 the keypoint is wrong.
-        threshold: Distance allowed, in units of `scale`, non-negative.
+        threshold: Distance allowed, in units of `scale`, non-negative, broadcast
+            alike.
         where: Which keypoints count, such as the visible ones, ``[...]``.
 
     Returns:
@@ -151,12 +150,13 @@ def pck(
     check_number("scale", scale, low=0, open_low=True)
     check_number("threshold", threshold, low=0)
     check_last_axis("predicted", predicted, 2)
-    predicted, target = as_floats(predicted), as_floats(target)
     check_same_shape("predicted", predicted, "target", target)
-    scale = broadcast("scale", scale, predicted.shape[:-1])
-    error = predicted - target
+    error = difference(predicted, target)
+    # In the type of a user's integers or half precision the product could overflow.
+    scale = as_floats(broadcast("scale", scale, error.shape[:-1]))
+    threshold = broadcast("threshold", threshold, scale.shape)
     # Comparisons with NaN are false. Unlike the root of a sum of squares, `hypot` does
     # not overflow.
     distance = jnp.hypot(error[..., 0], error[..., 1])
     correct = (distance <= threshold * scale) & (scale > 0) & jnp.isfinite(distance)
-    return mean_of(correct, valid_of(where, predicted.shape[:-1]))
+    return mean_of(correct, valid_of(where, distance.shape))
