@@ -108,9 +108,9 @@ def unit(vector: jax.Array) -> jax.Array:
     finite = jnp.finfo(vector.dtype).max
     vector = jnp.clip(vector, -finite, finite)
     largest = jnp.max(jnp.abs(vector))
-    vector = vector / jnp.where(largest > 0, largest, 1)
+    vector = vector / positive(largest)
     norm = jnp.sqrt(jnp.sum(vector**2))
-    return vector / jnp.where(norm > 0, norm, 1)
+    return vector / positive(norm)
 
 
 def subproblem(
@@ -172,10 +172,68 @@ def correlation(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
         ([[1.0, -0.5], [-0.5, 1.0]], [2.0, 3.0])
     """
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0))
-    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+    inverse = jnp.where(norms > 0, 1 / positive(norms), 0)
     # One factor at a time: the product of two norms may underflow.
     cosines = (gramian * inverse[:, None]) * inverse[None, :]
     return jnp.clip(cosines, -1, 1), norms
+
+
+def positive(values: jax.Array) -> jax.Array:
+    """Numbers to divide by, where those that are not positive are of no account.
+
+    Args:
+        values: Of any shape.
+
+    Returns:
+        The values, with 1 in place of those that are not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> positive(jnp.array([4.0, 0.0])).tolist()
+        [4.0, 1.0]
+    """
+    return jnp.where(values > 0, values, 1)
+
+
+def cholesky_solve(factor: jax.Array, columns: jax.Array) -> jax.Array:
+    """Solves ``L L' x = b`` for one or several b.
+
+    Args:
+        factor: ``L``, ``[T, T]``, lower triangular.
+        columns: ``b``, ``[T]`` or ``[T, K]``.
+
+    Returns:
+        ``x``, of the shape of b; NaN where the factorization broke down.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cholesky_solve(jnp.diag(jnp.array([2.0, 1.0])), jnp.ones(2)).tolist()
+        [0.25, 1.0]
+    """
+    x = columns if columns.ndim == 2 else columns[:, None]
+    for transpose in (False, True):
+        x = jax.lax.linalg.triangular_solve(
+            factor, x, left_side=True, lower=True, transpose_a=transpose
+        )
+    return x.reshape(columns.shape)
+
+
+def squared_norm(gramian: jax.Array, weights: jax.Array) -> jax.Array:
+    """The squared norm of a weighted sum of rows.
+
+    Args:
+        gramian: ``[T, T]``, the inner products of the rows.
+        weights: ``[T]``.
+
+    Returns:
+        ``w' G w``, which rounding may make negative where the rows cancel.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> squared_norm(jnp.eye(2), jnp.array([3.0, 4.0])).item()
+        25.0
+    """
+    return jnp.sum(weights * jnp.matmul(gramian, weights, precision="highest"))
 
 
 def visiting_orders(key: jax.Array, num_tasks: int) -> jax.Array:

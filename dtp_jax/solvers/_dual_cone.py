@@ -84,9 +84,9 @@ def _project(
     # relative to the largest part of the target.
     lengths = lower * norms
     scale = jnp.max(jnp.abs(lengths), axis=1, keepdims=True)
-    lengths = lengths / jnp.where(scale > 0, scale, 1)
+    lengths = lengths / linalg.positive(scale)
     linears = jnp.matmul(lengths, cosines, precision="highest")
     found, residual = nonnegative_quadratic(cosines, linears)
-    added = (found / jnp.where(norms > 0, norms, 1)) * scale
+    added = (found / linalg.positive(norms)) * scale
     weights = (lower + added).reshape(targets.shape)
     return DualConePoint(weights, residual.reshape(targets.shape[:-1]))

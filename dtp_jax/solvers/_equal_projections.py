@@ -63,7 +63,7 @@ def _solve(gramian: jax.Array, preferences: jax.Array | None) -> EqualProjection
     one = jnp.eye(preferences.size, dtype=bool)
     cosines = jnp.where(one, 1, cosines)
     targets = jnp.where(norms > 0, preferences, 0)
-    scale = _positive(jnp.max(targets))
+    scale = linalg.positive(jnp.max(targets))
     targets = targets / scale
     factor = jnp.linalg.cholesky(cosines, symmetrize_input=False)
     # Where the factorization breaks down the pivots are NaN, and the test fails.
@@ -78,12 +78,8 @@ def _solve(gramian: jax.Array, preferences: jax.Array | None) -> EqualProjection
 def _by_factor(cosines: jax.Array, factor: jax.Array, targets: jax.Array) -> jax.Array:
     x = jnp.zeros_like(targets)
     for _ in range(2):
-        column = (targets - jnp.matmul(cosines, x, precision="highest"))[:, None]
-        for transpose in (False, True):
-            column = jax.lax.linalg.triangular_solve(
-                factor, column, left_side=True, lower=True, transpose_a=transpose
-            )
-        x = x + column[:, 0]
+        missing = targets - jnp.matmul(cosines, x, precision="highest")
+        x = x + linalg.cholesky_solve(factor, missing)
     return x
 
 
@@ -98,7 +94,3 @@ def _by_eigenvalues(
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
     parts = jnp.matmul(targets, vectors, precision="highest") * inverse
     return jnp.matmul(vectors, parts, precision="highest")
-
-
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core.linalg import cholesky_solve
+
 # Some eight iterations are usual and twenty the most seen in random draws. What has not
 # settled by this number will not, and the residual says so.
 _MAX_INTERIOR_ITERS = 50
@@ -172,24 +174,6 @@ def interior_point(
     )
     end = jax.lax.while_loop(unsettled, iterate, first)
     return end.x, end.num_iters
-
-
-def cholesky_solve(factor: jax.Array, vector: jax.Array) -> jax.Array:
-    """Solves ``L L' x = b``.
-
-    Args:
-        factor: ``L``, ``[T, T]``, lower triangular.
-        vector: ``b``, ``[T]``.
-
-    Returns:
-        ``[T]``.
-    """
-    column = vector[:, None]
-    for transpose in (False, True):
-        column = jax.lax.linalg.triangular_solve(
-            factor, column, left_side=True, lower=True, transpose_a=transpose
-        )
-    return column[:, 0]
 
 
 class _Iterate(NamedTuple):

@@ -31,10 +31,10 @@ def config_weights(
     """
     gramian, preferences = linalg.subproblem(gramian, preferences)
     cosines, norms = linalg.correlation(gramian)
-    targets = preferences / _positive(jnp.max(preferences))
+    targets = preferences / linalg.positive(jnp.max(preferences))
     targets = jnp.where(norms > 0, targets, 0)
     x = equal_projections(gramian, targets).coefficients
-    scale = _positive(jnp.max(jnp.abs(x)))
+    scale = linalg.positive(jnp.max(jnp.abs(x)))
     projections = jnp.matmul(cosines, x, precision="highest")
     # Projections below rounding say that no vector has any of those asked for.
     tolerance = 16 * x.size * jnp.finfo(x.dtype).eps * jnp.max(targets)
@@ -42,12 +42,12 @@ def config_weights(
 
     # With `d = length v / |v|` and `length = sum_t <g_t, v> / |v|`, the weights are
     # `x_t / |g_t|` times the sum over the squared norm of v.
-    longest = _positive(jnp.max(norms))
+    longest = linalg.positive(jnp.max(norms))
     projections = projections / scale
     squared = jnp.sum((x / scale) * projections)
     total = jnp.sum((norms / longest) * projections)
-    ratio = jnp.where(found, total / _positive(squared), 0)
-    inverse = jnp.where(norms > 0, longest / _positive(norms), 0)
+    ratio = jnp.where(found, total / linalg.positive(squared), 0)
+    inverse = jnp.where(norms > 0, longest / linalg.positive(norms), 0)
     return ratio * (x / scale) * inverse
 
 
@@ -95,7 +95,3 @@ def config() -> Balancer:
         ``balance(..., heads="weights")``; in the paper all parameters are shared.
     """
     return gramian_weighting("config", config_weights)
-
-
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1)

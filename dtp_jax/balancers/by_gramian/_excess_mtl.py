@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from dtp_jax._core.balancer import SMALLEST_WEIGHT, Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import layout_of
+from dtp_jax._core.linalg import positive
 from dtp_jax._core.reads import gramian_of, required
 from dtp_jax.gradients import Shared, shared_mask, shared_rows
 
@@ -168,5 +169,5 @@ def _squared_rows(task_gradients: Any, like: list[jax.Array]) -> list[jax.Array]
 
 def _excess_risks(squared: jax.Array, totals: jax.Array) -> jax.Array:
     # A sum that holds the square itself is zero only where the square is.
-    roots = jnp.sqrt(jnp.where(totals > 0, totals, 1))
+    roots = jnp.sqrt(positive(totals))
     return jnp.sum(squared / roots, axis=tuple(range(1, squared.ndim)))

@@ -1,5 +1,7 @@
 """FairGrad: task weights as a fair allocation."""
 
+import functools
+
 import jax
 
 from dtp_jax._core.balancer import Balancer, gramian_weighting
@@ -91,8 +93,5 @@ def fair_grad(*, alpha: jax.typing.ArrayLike = 1.0) -> Balancer:
         heads="weights")``, the default, is the paper's.
     """
     check_number("alpha", alpha, low=0, open_low=True)
-
-    def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
-        return fair_grad_weights(gramian, preferences, alpha=alpha)
-
+    rule = functools.partial(fair_grad_weights, alpha=alpha)
     return gramian_weighting("fair_grad", rule)

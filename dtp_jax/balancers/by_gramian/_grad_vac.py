@@ -9,7 +9,7 @@ from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import layout_of
-from dtp_jax._core.reads import gramian_of, required
+from dtp_jax._core.reads import gramian_of, stream_of
 
 # Folded into the key, so that several links of a chain may share one.
 _STREAM = 0x6776
@@ -67,7 +67,7 @@ def grad_vac_weights(
     cosines, norms = linalg.correlation(gramian)
     added, seen = _vaccinated(cosines, norms > 0, similarities, key)
     added = jnp.sum((preferences * norms)[:, None] * added, axis=0)
-    added = jnp.where(norms > 0, added / jnp.where(norms > 0, norms, 1), 0)
+    added = jnp.where(norms > 0, added / linalg.positive(norms), 0)
     return preferences + added, similarities + beta * (seen - similarities)
 
 
@@ -143,8 +143,7 @@ def grad_vac(*, beta: jax.typing.ArrayLike = 0.5) -> Balancer:
         **extra_args: Any,
     ) -> tuple[Any, GradVacState]:
         del params, extra_args
-        how = "pass key=, a new jax.random.key in each step, to update"
-        stream = jax.random.fold_in(required(key, "key", "grad_vac", how), _STREAM)
+        stream = stream_of(key, _STREAM, "grad_vac")
         layout = layout_of(updates)
         preferences = layout.vector("preferences", updates)
         gramian = gramian_of(task_gradients, preferences, "grad_vac")

@@ -37,7 +37,7 @@ def imtl_g_weights(
     _, norms = linalg.correlation(gramian)
     members = (preferences > 0) & (norms > 0)
     # Only ratios matter: of the preferences, and of the inverse lengths.
-    preferences = preferences / _positive(jnp.max(preferences))
+    preferences = preferences / linalg.positive(jnp.max(preferences))
     shortest = jnp.min(jnp.where(members, norms, jnp.inf))
     inverse = jnp.where(members, shortest / jnp.where(members, norms, 1), 0)
     found = equal_projections(gramian, preferences).coefficients * inverse
@@ -47,7 +47,7 @@ def imtl_g_weights(
     vanishes = jnp.abs(total) <= 16 * found.size * eps * size
     equal = jnp.where(jnp.any(members), preferences * inverse, preferences)
     found = jnp.where(vanishes, equal, found)
-    total = jnp.where(vanishes, _positive(jnp.sum(equal)), total)
+    total = jnp.where(vanishes, linalg.positive(jnp.sum(equal)), total)
     return found / jnp.where(total != 0, total, 1)
 
 
@@ -95,7 +95,3 @@ def imtl_g() -> Balancer:
         ``balance(..., heads="preferences")``, unscaled gradients.
     """
     return gramian_weighting("imtl_g", imtl_g_weights)
-
-
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1)

@@ -1,5 +1,6 @@
 """Krum and Multi-Krum: gradients that many others are close to."""
 
+import functools
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ def krum_weights(
     active = preferences > 0
     num_active = jnp.sum(active, dtype=jnp.int32)
     largest = jnp.max(jnp.diagonal(gramian))
-    gramian = gramian / jnp.where(largest > 0, largest, 1)
+    gramian = gramian / linalg.positive(largest)
     lengths = jnp.diagonal(gramian)
     distances = jnp.maximum(lengths[:, None] + lengths[None, :] - 2 * gramian, 0)
     distances = jnp.where(squared, distances, jnp.sqrt(distances))
@@ -114,16 +115,12 @@ def krum(*, num_byzantine: Any, num_selected: Any = 1, squared: Any = True) -> B
         squared: ``squared=False``. Heads: ``balance(..., heads="weights")``.
     """
     _check(num_byzantine, num_selected)
-
-    def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
-        return krum_weights(
-            gramian,
-            preferences,
-            num_byzantine=num_byzantine,
-            num_selected=num_selected,
-            squared=squared,
-        )
-
+    rule = functools.partial(
+        krum_weights,
+        num_byzantine=num_byzantine,
+        num_selected=num_selected,
+        squared=squared,
+    )
     return gramian_weighting("krum", rule)
 
 

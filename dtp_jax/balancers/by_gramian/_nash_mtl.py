@@ -1,5 +1,7 @@
 """Nash-MTL: task weights as a bargaining game."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -45,8 +47,7 @@ def nash_mtl_weights(
         return weights
     cosines, norms = linalg.correlation(gramian)
     lengths = weights * norms
-    squared = jnp.sum(lengths * jnp.matmul(cosines, lengths, precision="highest"))
-    norm = jnp.sqrt(jnp.maximum(squared, 0))
+    norm = jnp.sqrt(jnp.maximum(linalg.squared_norm(cosines, lengths), 0))
     return weights * (max_norm / jnp.maximum(norm, max_norm))
 
 
@@ -101,10 +102,7 @@ def nash_mtl(*, max_norm: jax.typing.ArrayLike | None = 1.0) -> Balancer:
         heads="weights")``, the default, is the paper's.
     """
     _check_max_norm(max_norm)
-
-    def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
-        return nash_mtl_weights(gramian, preferences, max_norm=max_norm)
-
+    rule = functools.partial(nash_mtl_weights, max_norm=max_norm)
     return gramian_weighting("nash_mtl", rule)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import layout_of, per_task
-from dtp_jax._core.linalg import correlation, subproblem
+from dtp_jax._core.linalg import correlation, positive, squared_norm, subproblem
 from dtp_jax._core.reads import gramian_of
 from dtp_jax.solvers import nonnegative_quadratic
 
@@ -58,14 +58,14 @@ def pcd_weights(
     num_tasks = preferences.size
     cosines, norms = correlation(gramian)
     scales = norms if scales is None else jnp.asarray(scales, norms.dtype)
-    lengths = preferences * jnp.where(scales > 0, norms / _positive(scales), 0)
+    lengths = preferences * jnp.where(scales > 0, norms / positive(scales), 0)
     first = jnp.arange(num_tasks) == primary
     # A task without a gradient cannot be asked for progress.
     others = ~first & (lengths > 0)
 
     # The multipliers of unit gradients, relative to the length of the primary one.
     lead = lengths[primary]
-    relative = jnp.where(others, lengths / _positive(lead), 0)
+    relative = jnp.where(others, lengths / positive(lead), 0)
     wanted = jnp.asarray(tau, norms.dtype) * relative
     matrix = jnp.where(others[:, None] & others[None, :], cosines, 0)
     matrix = jnp.where(jnp.eye(num_tasks, dtype=bool), 1 + _SOFTNESS, matrix)
@@ -75,12 +75,12 @@ def pcd_weights(
     parts = jnp.where(first, 1, jnp.where(others, found[0] * size, 0))
 
     # The step gets the length of the gradient of the primary task.
-    squared = jnp.sum(parts * jnp.matmul(cosines, parts, precision="highest"))
+    squared = squared_norm(cosines, parts)
     # Parts that cancel leave rounding, which must not be blown up to full length.
     noise = 32 * jnp.finfo(norms.dtype).eps * jnp.sum(parts)
     step = jnp.sqrt(jnp.maximum(squared, noise**2))
     length = preferences[primary] * norms[primary]
-    weights = (parts / step) * (length / _positive(norms))
+    weights = (parts / step) * (length / positive(norms))
     return jnp.where((lead > 0) & (parts > 0), weights, 0)
 
 
@@ -178,7 +178,3 @@ def pcd(
         return layout.tree(nonzero(weights, preferences)), new
 
     return transformation(init, update)
-
-
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1)
