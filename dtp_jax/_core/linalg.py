@@ -13,6 +13,9 @@ import optax
 BLOCK_COLUMNS = 16384
 _MIN_SIZE_FOR_BLOCKS = 2**21
 
+# Gradients of T tasks by parameter: stacked, ``[T, ...]``, or one array for each.
+Rows = Sequence[jax.Array | Sequence[jax.Array]]
+
 # A sum of rows reads and writes its total once for so many rows. Half or twice as many
 # take about as long, one row at a time half as long again.
 _ROWS_AT_ONCE = 8
@@ -89,6 +92,40 @@ def weighted_sum_of(weights: jax.Array, rows: Sequence[jax.Array]) -> jax.Array:
         [3.0, 6.0]
     """
     return _sum(weights, rows, range(len(rows))).astype(rows[0].dtype)
+
+
+def column_of(rows: Rows, weights: jax.Array) -> jax.Array:
+    """The inner products of each row with a weighted sum of all.
+
+    Computes ``J (J' w)``, which is ``G w`` without the rounding of the Gramian G: what
+    cancels in the sum does so before the products are taken.
+
+    Args:
+        rows: J, by parameter: ``[T, ...]``, or T arrays.
+        weights: ``w``, ``[T]``. A row of weight zero may hold NaN.
+
+    Returns:
+        ``[T]`` in float32 or better.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rows = jnp.array([[1.0, 2.0], [3.0, 0.0]])
+        >>> column_of([rows], jnp.array([1.0, -1.0])).tolist()
+        [2.0, -6.0]
+    """
+    columns = jnp.zeros_like(weights)
+    for leaf in rows:
+        whole = isinstance(leaf, jax.Array)
+        dtype = _accumulator((leaf if whole else leaf[0]).dtype)
+        if whole:
+            total = weighted_sum(weights, leaf.astype(dtype))
+            products = gram(leaf.astype(dtype), total[None])[:, 0]
+        else:
+            tasks = [row.astype(dtype) for row in leaf]
+            total = weighted_sum_of(weights, tasks)
+            products = jnp.stack([gram(x[None], total[None])[0, 0] for x in tasks])
+        columns += products
+    return columns
 
 
 def unit(vector: jax.Array) -> jax.Array:
@@ -259,7 +296,8 @@ def visiting_orders(key: jax.Array, num_tasks: int) -> jax.Array:
     # takes a quarter of the time of `argsort`. The task itself comes last.
     digit = 1 << (num_tasks - 1).bit_length()
     bits = jax.random.bits(key, (num_tasks, num_tasks), jnp.uint32) >> 1
-    numbers = bits - bits % digit + jnp.arange(num_tasks, dtype=jnp.uint32)
+    positions = jnp.arange(num_tasks, dtype=jnp.uint32)
+    numbers = bits - bits % digit + positions[None, :]
     itself = jnp.eye(num_tasks, dtype=bool)
     numbers = jnp.sort(jnp.where(itself, jnp.uint32(2**31), numbers), axis=1)
     return (numbers[:, :-1] % digit).astype(jnp.int32).T

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.checks import check_number
-from dtp_jax.solvers._quadratic import interior_point
+from dtp_jax.solvers._interior_point import interior_point
 
 # Four iterations are usual and a dozen with nearly opposite rows; preferences or norms
 # over many decades take some dozens. What has not settled by this number will not, and
@@ -78,7 +78,8 @@ def fair_equation(
         gramian: ``[T, T]``, the inner products of the rows.
         preferences: ``[T]``, at least 0; a task with zero leaves the problem and gets
             the weight zero, whatever its row of the Gramian holds. None for ones.
-        alpha: Positive. The larger, the more a task counts that gains little.
+        alpha: At least 0. The larger, the more a task counts that gains little. Zero
+            has the solution ``a = p``, whatever the rows.
 
     Returns:
         The weights, in float32 or in float64 if the Gramian is; and the largest
@@ -100,7 +101,7 @@ def fair_equation(
         the norm of its coefficients.
 
     Raises:
-        ValueError: If the shapes do not fit, or `alpha` is not positive.
+        ValueError: If the shapes do not fit, or `alpha` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,9 +114,13 @@ def fair_equation(
         Ban & Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, for the
         equation, there ``G w = w^(-1 / alpha)``.
     """
-    check_number("alpha", alpha, low=0, open_low=True)
+    check_number("alpha", alpha, low=0)
     gramian, preferences = linalg.subproblem(gramian, preferences)
-    return _solve(gramian, preferences, 1 / jnp.asarray(alpha, gramian.dtype))[0]
+    alpha = jnp.asarray(alpha, gramian.dtype)
+    point = _solve(gramian, preferences, 1 / linalg.positive(alpha))[0]
+    sums = jnp.where(jnp.diagonal(gramian) > 0, preferences, 0)
+    at_the_end = NashPoint(sums, jnp.zeros_like(point.residual))
+    return jax.tree.map(lambda a, b: jnp.where(alpha > 0, a, b), point, at_the_end)
 
 
 @jax.jit

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core import linalg
-from dtp_jax.solvers._quadratic import interior_point
+from dtp_jax.solvers._interior_point import interior_point
 
 
 class MinNormPoint(NamedTuple):

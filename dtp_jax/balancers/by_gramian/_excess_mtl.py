@@ -43,7 +43,8 @@ def excess_mtl(
 
     A noisy task has a large loss, but no large excess risk. Weights on the simplex
     follow, ``w_t <- w_t exp(step_size e_t / b_t)``, then divided by their sum, with the
-    baseline b the first excess risk of the task. So the first step leaves them uniform.
+    baseline b the first excess risk of the task. So the first step leaves them uniform,
+    unless a gradient is zero: its task starts ``exp(-step_size)`` below the others.
 
     The paper's rule is the first, whose state is as large as the stacked gradients, in
     float32. The second, ours, takes one number per task. Both give the same weights for

@@ -121,9 +121,10 @@ def grad_vac(*, beta: jax.typing.ArrayLike = 0.5) -> Balancer:
 
     References:
         Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task
-        Optimization in Massively Multilingual Models", ICLR 2021. LibMTL averages a
-        cosine only where it corrects, with the same beta; TorchJD always, as here. The
-        paper also keeps averages per layer: this is its whole-model variant. Heads:
+        Optimization in Massively Multilingual Models", ICLR 2021. TorchJD averages
+        every cosine, as the paper and here, and so does LibMTL since 2024; before, it
+        averaged one only where it corrected. The paper also keeps averages per layer:
+        this is its whole-model variant. Heads:
         ``balance(..., heads="preferences")``.
     """
     check_number("beta", beta, low=0, high=1)
@@ -184,7 +185,7 @@ def _vaccinated(
         return (products, lengths, sizes + step), (step, cosine, meets)
 
     one = jnp.ones_like(cosines[0])
-    pairs = orders, slopes[tasks, orders], known & known[orders]
+    pairs = orders, slopes[tasks, orders], known[None, :] & known[orders]
     _, (steps, seen, met) = jax.lax.scan(visit, (cosines, one, one), pairs)
     added = jnp.zeros_like(cosines).at[tasks, orders].set(steps, unique_indices=True)
     seen = jnp.where(met, jnp.clip(seen, -1, 1), similarities[tasks, orders])

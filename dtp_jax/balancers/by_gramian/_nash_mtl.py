@@ -71,7 +71,9 @@ def nash_mtl(*, max_norm: jax.typing.ArrayLike | None = 1.0) -> Balancer:
         max_norm: Weights are scaled down where the norm of ``d`` would exceed it;
             positive. The exact ``d`` has the norm ``sqrt(sum_t p_t)``, whatever the
             gradients, so 1.0 fixes it unless preferences are small. None for the exact
-            ``d``.
+            ``d``. Inside ``every_k`` it bounds ``d`` in the steps that refresh the
+            weights only; between them gradients grow while the weights stay, and
+            ``optax.clip_by_global_norm`` after `balance` bounds every step.
 
     Returns:
         A balancer. Instead of zero, which would mean "not active", an active task gets
