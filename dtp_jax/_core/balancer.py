@@ -82,7 +82,9 @@ def stateless_weighting(
 
 
 def gramian_weighting(
-    name: str, rule: Callable[[jax.Array, jax.Array], jax.Array]
+    name: str,
+    rule: Callable[..., jax.Array],
+    rows_of: Callable[[Any], Any] | None = None,
 ) -> Balancer:
     """A balancer that maps the Gramian and the preferences to the weights.
 
@@ -92,6 +94,8 @@ def gramian_weighting(
             preference zero must not influence the others: its rows and columns of the
             Gramian are zero, and so is its own weight afterwards. A weight of zero of
             an active task becomes `SMALLEST_WEIGHT`.
+        rows_of: What the rule gets as a third argument, if anything: a function of the
+            task gradients, called when their Gramian is computed.
 
     Returns:
         A balancer without state that reads the extra argument `task_gradients`.
@@ -109,7 +113,9 @@ def gramian_weighting(
         layout = layout_of(updates)
         preferences = layout.vector("preferences", updates)
         gramian = gramian_of(task_gradients, preferences, name)
-        return layout.tree(nonzero(rule(gramian, preferences), preferences)), state
+        rows = () if rows_of is None else (rows_of(task_gradients),)
+        weights = rule(gramian, preferences, *rows)
+        return layout.tree(nonzero(weights, preferences)), state
 
     return transformation(lambda params: optax.EmptyState(), update)
 

@@ -13,6 +13,9 @@ import optax
 BLOCK_COLUMNS = 16384
 _MIN_SIZE_FOR_BLOCKS = 2**21
 
+# Gradients of T tasks by parameter: stacked, ``[T, ...]``, or one array for each.
+Rows = Sequence[jax.Array | Sequence[jax.Array]]
+
 # A sum of rows reads and writes its total once for so many rows. Half or twice as many
 # take about as long, one row at a time half as long again.
 _ROWS_AT_ONCE = 8
@@ -91,6 +94,40 @@ def weighted_sum_of(weights: jax.Array, rows: Sequence[jax.Array]) -> jax.Array:
     return _sum(weights, rows, range(len(rows))).astype(rows[0].dtype)
 
 
+def column_of(rows: Rows, weights: jax.Array) -> jax.Array:
+    """The inner products of each row with a weighted sum of all.
+
+    Computes ``J (J' w)``, which is ``G w`` without the rounding of the Gramian G: what
+    cancels in the sum does so before the products are taken.
+
+    Args:
+        rows: J, by parameter: ``[T, ...]``, or T arrays.
+        weights: ``w``, ``[T]``. A row of weight zero may hold NaN.
+
+    Returns:
+        ``[T]`` in float32 or better.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rows = jnp.array([[1.0, 2.0], [3.0, 0.0]])
+        >>> column_of([rows], jnp.array([1.0, -1.0])).tolist()
+        [2.0, -6.0]
+    """
+    columns = jnp.zeros_like(weights)
+    for leaf in rows:
+        whole = isinstance(leaf, jax.Array)
+        dtype = _accumulator((leaf if whole else leaf[0]).dtype)
+        if whole:
+            total = weighted_sum(weights, leaf.astype(dtype))
+            products = gram(leaf.astype(dtype), total[None])[:, 0]
+        else:
+            tasks = [row.astype(dtype) for row in leaf]
+            total = weighted_sum_of(weights, tasks)
+            products = jnp.stack([gram(x[None], total[None])[0, 0] for x in tasks])
+        columns += products
+    return columns
+
+
 def unit(vector: jax.Array) -> jax.Array:
     """A vector divided by its norm; zero stays zero.
 
@@ -108,9 +145,9 @@ def unit(vector: jax.Array) -> jax.Array:
     finite = jnp.finfo(vector.dtype).max
     vector = jnp.clip(vector, -finite, finite)
     largest = jnp.max(jnp.abs(vector))
-    vector = vector / jnp.where(largest > 0, largest, 1)
+    vector = vector / positive(largest)
     norm = jnp.sqrt(jnp.sum(vector**2))
-    return vector / jnp.where(norm > 0, norm, 1)
+    return vector / positive(norm)
 
 
 def subproblem(
@@ -172,10 +209,68 @@ def correlation(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
         ([[1.0, -0.5], [-0.5, 1.0]], [2.0, 3.0])
     """
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0))
-    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+    inverse = jnp.where(norms > 0, 1 / positive(norms), 0)
     # One factor at a time: the product of two norms may underflow.
     cosines = (gramian * inverse[:, None]) * inverse[None, :]
     return jnp.clip(cosines, -1, 1), norms
+
+
+def positive(values: jax.Array) -> jax.Array:
+    """Numbers to divide by, where those that are not positive are of no account.
+
+    Args:
+        values: Of any shape.
+
+    Returns:
+        The values, with 1 in place of those that are not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> positive(jnp.array([4.0, 0.0])).tolist()
+        [4.0, 1.0]
+    """
+    return jnp.where(values > 0, values, 1)
+
+
+def cholesky_solve(factor: jax.Array, columns: jax.Array) -> jax.Array:
+    """Solves ``L L' x = b`` for one or several b.
+
+    Args:
+        factor: ``L``, ``[T, T]``, lower triangular.
+        columns: ``b``, ``[T]`` or ``[T, K]``.
+
+    Returns:
+        ``x``, of the shape of b; NaN where the factorization broke down.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cholesky_solve(jnp.diag(jnp.array([2.0, 1.0])), jnp.ones(2)).tolist()
+        [0.25, 1.0]
+    """
+    x = columns if columns.ndim == 2 else columns[:, None]
+    for transpose in (False, True):
+        x = jax.lax.linalg.triangular_solve(
+            factor, x, left_side=True, lower=True, transpose_a=transpose
+        )
+    return x.reshape(columns.shape)
+
+
+def squared_norm(gramian: jax.Array, weights: jax.Array) -> jax.Array:
+    """The squared norm of a weighted sum of rows.
+
+    Args:
+        gramian: ``[T, T]``, the inner products of the rows.
+        weights: ``[T]``.
+
+    Returns:
+        ``w' G w``, which rounding may make negative where the rows cancel.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> squared_norm(jnp.eye(2), jnp.array([3.0, 4.0])).item()
+        25.0
+    """
+    return jnp.sum(weights * jnp.matmul(gramian, weights, precision="highest"))
 
 
 def visiting_orders(key: jax.Array, num_tasks: int) -> jax.Array:
@@ -201,7 +296,8 @@ def visiting_orders(key: jax.Array, num_tasks: int) -> jax.Array:
     # takes a quarter of the time of `argsort`. The task itself comes last.
     digit = 1 << (num_tasks - 1).bit_length()
     bits = jax.random.bits(key, (num_tasks, num_tasks), jnp.uint32) >> 1
-    numbers = bits - bits % digit + jnp.arange(num_tasks, dtype=jnp.uint32)
+    positions = jnp.arange(num_tasks, dtype=jnp.uint32)
+    numbers = bits - bits % digit + positions[None, :]
     itself = jnp.eye(num_tasks, dtype=bool)
     numbers = jnp.sort(jnp.where(itself, jnp.uint32(2**31), numbers), axis=1)
     return (numbers[:, :-1] % digit).astype(jnp.int32).T

@@ -84,6 +84,24 @@ def required_gradients(task_gradients: Any, method: str) -> Any:
     return required(task_gradients, "task_gradients", method, how)
 
 
+def stream_of(key: Any, constant: int, method: str) -> jax.Array:
+    """The PRNG key of one link, from the key that all links of a chain share.
+
+    Args:
+        key: What the step supplied as the extra argument.
+        constant: Of the method.
+        method: The name of the method, for the messages.
+
+    Returns:
+        A key.
+
+    Raises:
+        ValueError: If there is no key.
+    """
+    how = "pass key=, a new jax.random.key in each step, to update"
+    return jax.random.fold_in(required(key, "key", method, how), constant)
+
+
 def gramian_of(task_gradients: Any, preferences: jax.Array, method: str) -> jax.Array:
     """The [T, T] Gramian that a gradient-driven balancer reads.
 

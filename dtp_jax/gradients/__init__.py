@@ -11,6 +11,7 @@ from ._linearized import weights_like as weights_like
 from ._pairs import cross_gramian as cross_gramian  # of two batches
 from ._rows import of_each_row as of_each_row
 from ._rows import row_norms as row_norms
+from ._rows import rows_at_hand as rows_at_hand
 from ._rows import shared_rows as shared_rows
 from ._rows import type_of as type_of
 from ._rows import zero_rows as zero_rows

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dtp_jax._core import linalg
+from dtp_jax._core.linalg import Rows
 
+from ._linearized import Linearized
+from ._stacked import Stacked
 from ._task_gradients import TaskGradients
 
 
@@ -39,6 +42,34 @@ def shared_rows(gradients: TaskGradients) -> list[jax.Array]:
     mask = _shared_of(gradients)
     leaves = jax.tree.leaves(gradients.stack())
     return [leaf for leaf, used in zip(leaves, mask, strict=True) if used]
+
+
+def rows_at_hand(gradients: TaskGradients) -> Rows | None:
+    """The gradients of all tasks where they cost no backward pass.
+
+    Args:
+        gradients: Of `task_gradients` or `TaskGradients.from_stacked`.
+
+    Returns:
+        For each shared parameter ``[T, *param]``, or T arrays where the Gramian was
+        computed in the trace at work and its rows are kept. None in any other case.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gradients = TaskGradients.from_stacked(jnp.array([[1.0, 5.0], [2.0, 3.0]]))
+        >>> [rows.shape for rows in rows_at_hand(gradients)]
+        [(2, 2)]
+    """
+    linear_map = getattr(gradients, "_map", None)
+    if isinstance(linear_map, Stacked):
+        return shared_rows(gradients)
+    if not isinstance(linear_map, Linearized):
+        return None
+    kept = linear_map.kept
+    if kept.rows is None or not kept.here():
+        return None
+    leaves = zip(linear_map.shared, *map(jax.tree.leaves, kept.rows), strict=True)
+    return [of_tasks for used, *of_tasks in leaves if used]
 
 
 def of_each_row(

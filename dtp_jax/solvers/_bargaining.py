@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.checks import check_number
-from dtp_jax.solvers._quadratic import cholesky_solve, interior_point
+from dtp_jax.solvers._interior_point import interior_point
 
 # Four iterations are usual and a dozen with nearly opposite rows; preferences or norms
 # over many decades take some dozens. What has not settled by this number will not, and
@@ -78,7 +78,8 @@ def fair_equation(
         gramian: ``[T, T]``, the inner products of the rows.
         preferences: ``[T]``, at least 0; a task with zero leaves the problem and gets
             the weight zero, whatever its row of the Gramian holds. None for ones.
-        alpha: Positive. The larger, the more a task counts that gains little.
+        alpha: At least 0. The larger, the more a task counts that gains little. Zero
+            has the solution ``a = p``, whatever the rows.
 
     Returns:
         The weights, in float32 or in float64 if the Gramian is; and the largest
@@ -100,7 +101,7 @@ def fair_equation(
         the norm of its coefficients.
 
     Raises:
-        ValueError: If the shapes do not fit, or `alpha` is not positive.
+        ValueError: If the shapes do not fit, or `alpha` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,9 +114,13 @@ def fair_equation(
         Ban & Ji, "Fair Resource Allocation in Multi-Task Learning", ICML 2024, for the
         equation, there ``G w = w^(-1 / alpha)``.
     """
-    check_number("alpha", alpha, low=0, open_low=True)
+    check_number("alpha", alpha, low=0)
     gramian, preferences = linalg.subproblem(gramian, preferences)
-    return _solve(gramian, preferences, 1 / jnp.asarray(alpha, gramian.dtype))[0]
+    alpha = jnp.asarray(alpha, gramian.dtype)
+    point = _solve(gramian, preferences, 1 / linalg.positive(alpha))[0]
+    sums = jnp.where(jnp.diagonal(gramian) > 0, preferences, 0)
+    at_the_end = NashPoint(sums, jnp.zeros_like(point.residual))
+    return jax.tree.map(lambda a, b: jnp.where(alpha > 0, a, b), point, at_the_end)
 
 
 @jax.jit
@@ -183,7 +188,7 @@ def _newton(
         lost = squared < shortest
         # The best multiple of `x` brings iterates that are far away closer. Near the
         # end its rounding would do harm.
-        multiple = jnp.sum(x * y) / _positive(jnp.maximum(squared, shortest))
+        multiple = jnp.sum(x * y) / linalg.positive(jnp.maximum(squared, shortest))
         far = (state.change > 0.5) & (multiple > 0)
         multiple = jnp.where(far, multiple, 1) ** (1 / (1 + s))
         x, slopes = x * multiple, slopes * multiple
@@ -196,7 +201,7 @@ def _newton(
         matrix = share[:, None] * cosines * share[None, :]
         matrix = jnp.where(diagonal, 1 + state.ridge, matrix)
         factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-        z = cholesky_solve(factor, share * (y - slopes)) * (share / x)
+        z = linalg.cholesky_solve(factor, share * (y - slopes)) * (share / x)
 
         # An entry that grows takes the step for `x`, one that falls the step for `y`,
         # which is `-s z` relative to `y`. So all stay positive at full length, also
@@ -245,11 +250,11 @@ def _unless_stationary(
     # What is lost in the rounding of the sum stands for zero, which the method never
     # reaches.
     x = jnp.where(members & (x > jnp.finfo(x.dtype).eps / 16 * jnp.sum(x)), x, 0)
-    squared = jnp.sum(x * jnp.matmul(cosines, x, precision="highest"))
+    squared = linalg.squared_norm(cosines, x)
     stationary |= squared < _negligible(x)
     smallest = jnp.min(jnp.where(members, norms, jnp.inf))
     shortest = x * jnp.where(members, smallest / jnp.where(members, norms, 1), 0)
-    shortest = shortest / _positive(jnp.sum(shortest))
+    shortest = shortest / linalg.positive(jnp.sum(shortest))
     return NashPoint(
         jnp.where(stationary, shortest, weights), jnp.where(stationary, 1, residual)
     )
@@ -266,8 +271,4 @@ def _smallest(dtype: jax.typing.DTypeLike) -> jax.Array:
 
 
 def _log(values: jax.Array) -> jax.Array:
-    return jnp.log(_positive(values))
-
-
-def _positive(values: jax.Array) -> jax.Array:
-    return jnp.where(values > 0, values, 1)
+    return jnp.log(linalg.positive(values))

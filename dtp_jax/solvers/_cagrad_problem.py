@@ -104,28 +104,28 @@ def _solve(
     dtype, num_tasks = preferences.dtype, preferences.size
     c = jax.lax.stop_gradient(jnp.asarray(c, dtype))
     active = preferences > 0
-    num_active = _positive(jnp.sum(active, dtype=dtype))
+    num_active = linalg.positive(jnp.sum(active, dtype=dtype))
     cosines, norms = linalg.correlation(gramian)
     members = active & (norms > 0)
     cosines = jnp.where(jnp.eye(num_tasks, dtype=bool), 1, cosines)
 
     # Compilers turn two divisions into one by the product, which may underflow; a
     # product of two quotients they leave as it is.
-    longest = _positive(jnp.max(jnp.where(members, norms, 0)))
-    largest = _positive(jnp.max(jnp.where(members, preferences, 0)))
-    inverse = jnp.where(members, longest / _positive(norms), 0)
+    longest = linalg.positive(jnp.max(jnp.where(members, norms, 0)))
+    largest = linalg.positive(jnp.max(jnp.where(members, preferences, 0)))
+    inverse = jnp.where(members, longest / linalg.positive(norms), 0)
     relative = preferences * (1 / largest)
 
     # From here on the rows and their mean have length one. The coefficients of `g_w`
     # are then `y_t = w_t |g_t| / p_t`, up to a factor, with `r' y = 1`.
     mean = jnp.where(members, relative * (norms * (1 / longest)), 0)
-    scale = _positive(jnp.max(mean))
+    scale = linalg.positive(jnp.max(mean))
     mean = (mean / scale) * (1 / num_active)
     slopes = jnp.matmul(cosines, mean, precision="highest")
     size = jnp.sqrt(jnp.maximum(jnp.sum(mean * slopes), 0))
-    slopes = jnp.clip(slopes / _positive(size), -1, 1)
-    r = inverse * (1 / _positive(jnp.max(inverse))) * relative
-    r = jnp.maximum(r / _positive(jnp.max(r)), _MIN_COST)
+    slopes = jnp.clip(slopes / linalg.positive(size), -1, 1)
+    r = inverse * (1 / linalg.positive(jnp.max(inverse))) * relative
+    r = jnp.maximum(r / linalg.positive(jnp.max(r)), _MIN_COST)
     r = jnp.where(members, r, 0)
     # A task that is no member is on its own, gains enough and costs nothing.
     slopes = jnp.where(members, slopes, 1)
@@ -134,17 +134,19 @@ def _solve(
     radius = jnp.maximum(c, _MIN_RADIUS)
     end = _interior_point(cosines, slopes / (1 + radius), r, radius / (1 + radius))
     x, y = _trimmed(end.x, members), _trimmed(end.y, members)
-    y = y / _positive(jnp.sum(y))
+    y = y / linalg.positive(jnp.sum(y))
     weights = y * r
     weights = jnp.where(
-        jnp.any(members), weights / _positive(jnp.sum(weights)), active / num_active
+        jnp.any(members),
+        weights / linalg.positive(jnp.sum(weights)),
+        active / num_active,
     )
     change = (((c * size) * scale) * x) * inverse * largest
 
     turn = jnp.matmul(cosines, x, precision="highest")
     gains = slopes + radius * turn - (1 + radius) * end.level * r
     norm = jnp.sqrt(jnp.maximum(jnp.sum(x * turn), 0))
-    both = jnp.sum(y * jnp.matmul(cosines, y, precision="highest"))
+    both = linalg.squared_norm(cosines, y)
     distance = jnp.sqrt(jnp.maximum(both, 0)) - jnp.sum(y * turn)
     missing = [
         jnp.max(jnp.where(members, -gains, 0)),
@@ -154,7 +156,7 @@ def _solve(
     ]
     # Without a mean there is no ball, and nothing to miss.
     sizes = jnp.sum(mean) + radius * size * jnp.sum(jnp.abs(x))
-    residual = size * jnp.max(jnp.stack(missing)) / _positive(sizes)
+    residual = size * jnp.max(jnp.stack(missing)) / linalg.positive(sizes)
     return CagradPoint(weights, change, residual), end.num_iters
 
 
@@ -224,7 +226,7 @@ def _interior_point(
         ratios = slack / y
         diagonal = jnp.where(one, pull * ratios + share * ridge, 0)
         factor = jnp.linalg.cholesky(share * matrix + diagonal, symmetrize_input=False)
-        columns = _cholesky_solve(factor, jnp.stack([ratios * x, r], axis=1))
+        columns = linalg.cholesky_solve(factor, jnp.stack([ratios * x, r], axis=1))
         by_pull, by_level = columns[:, 0], columns[:, 1]
         a11 = room + pull * jnp.sum(image * by_pull)
         a12 = -pull * jnp.sum(image * by_level)
@@ -234,7 +236,7 @@ def _interior_point(
         def newton(lack: jax.Array, ball_lack: jax.Array) -> "_Step":
             # The step that adds what the products lack and removes all errors.
             fixed = ratios * apart + lack / y + excess
-            base = _cholesky_solve(factor, fixed[:, None])[:, 0]
+            base = linalg.cholesky_solve(factor, fixed)
             b1 = ball_lack + pull * (overshoot + jnp.sum(image * base))
             b2 = total + jnp.sum(r * (apart - pull * base))
             determinant = a11 * a22 - a12 * a21
@@ -316,7 +318,7 @@ def _interior_point(
 
     # Inside of all bounds, with equal products for all rows.
     infinite = jnp.full((), jnp.inf, r.dtype)
-    level = jnp.min(jnp.where(r > 0, (slopes - 1) / jnp.where(r > 0, r, 1), 0))
+    level = jnp.min(jnp.where(r > 0, (slopes - 1) / linalg.positive(r), 0))
     slack = slopes - level * r
     y = 1 / slack
     y = y / jnp.sum(r * y)
@@ -352,15 +354,3 @@ class _Step(NamedTuple):
     pull: jax.Array  # []
     level: jax.Array  # []
     turn: jax.Array  # [T], the image of x
-
-
-def _cholesky_solve(factor: jax.Array, columns: jax.Array) -> jax.Array:
-    for transpose in (False, True):
-        columns = jax.lax.linalg.triangular_solve(
-            factor, columns, left_side=True, lower=True, transpose_a=transpose
-        )
-    return columns
-
-
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1)

@@ -28,7 +28,9 @@ def project_onto_dual_cone(
 
     All targets are solved at once, and the answer is exact to rounding whatever the
     lengths of the gradients. Where several ``v`` give the same ``d``, as with equal
-    gradients or more tasks than parameters, it is one of them.
+    gradients or more tasks than parameters, it is one of them. Where the cone is only
+    zero, so is ``d``: the weights are as large as it takes for the gradients to cancel,
+    and rounding is left of them.
 
     No derivative flows through it.
 
@@ -42,7 +44,8 @@ def project_onto_dual_cone(
         The weights ``v``, like the targets, in float32 or in float64 if the Gramian is;
         and for each target how much they miss optimality: the largest of ``-<g_t, d> /
         |g_t|`` and ``min(<g_t, d> / |g_t|, (v_t - u_t) |g_t|)``, relative to ``max_s
-        |u_s| |g_s| + sum_s (v_s - u_s) |g_s|``. Rounding amounts to about 1e-7 of it.
+        |u_s| |g_s| + sum_s (v_s - u_s) |g_s|``. Rounding amounts to some 1e-7 of it, and
+        in rare cases of more tasks than rank to 1e-5.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -75,18 +78,18 @@ def _project(
             f"targets must be [{num_tasks}] or [K, {num_tasks}] for a Gramian of "
             f"{num_tasks} tasks, got {list(targets.shape)}."
         )
-    lower = jnp.where(preferences > 0, jnp.atleast_2d(targets), 0)
+    lower = jnp.where(preferences[None, :] > 0, jnp.atleast_2d(targets), 0)
     cosines, norms = linalg.correlation(gramian)
     # A zero gradient bounds nothing: its task is on its own, and stays at its target.
     cosines = jnp.where(jnp.eye(num_tasks, dtype=bool), 1, cosines)
 
     # In terms of `(v_t - u_t) |g_t|` the problem has a diagonal of ones. It is solved
     # relative to the largest part of the target.
-    lengths = lower * norms
+    lengths = lower * norms[None, :]
     scale = jnp.max(jnp.abs(lengths), axis=1, keepdims=True)
-    lengths = lengths / jnp.where(scale > 0, scale, 1)
+    lengths = lengths / linalg.positive(scale)
     linears = jnp.matmul(lengths, cosines, precision="highest")
     found, residual = nonnegative_quadratic(cosines, linears)
-    added = (found / jnp.where(norms > 0, norms, 1)) * scale
+    added = (found / linalg.positive(norms)[None, :]) * scale
     weights = (lower + added).reshape(targets.shape)
     return DualConePoint(weights, residual.reshape(targets.shape[:-1]))

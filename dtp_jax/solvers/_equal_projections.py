@@ -1,5 +1,6 @@
 """The vector whose projections on the unit gradients are given."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,13 @@ from dtp_jax._core import linalg
 # The pivots of a factorization from which on the correlations count as regular, and no
 # eigenvalues are needed.
 _MIN_PIVOT = 0.03
+
+# The same where the gradients themselves can make good what the correlations lost.
+_MIN_PIVOT_BEFORE_ROWS = 0.3
+
+# How often the answer from the eigenvalues is corrected at most. What remains wrong
+# falls to a thousandth each time, to a third where an eigenvalue hardly counts.
+_MAX_CORRECTIONS = 8
 
 
 class EqualProjections(NamedTuple):
@@ -29,7 +37,8 @@ def equal_projections(
     squares: ``v = sum_t x_t u_t`` with ``x = pinv(C) p`` and the correlations ``C``.
 
     Zero gradients have no direction and leave the problem. Eigenvalues of ``C`` below
-    the size of rounding count as zero. No derivative flows through the solution.
+    the size of rounding count as zero, which are those below some 1e-6 of the largest
+    in float32. No derivative flows through the solution.
 
     Args:
         gramian: ``[T, T]``, the inner products of the gradients ``g_t``.
@@ -53,52 +62,130 @@ def equal_projections(
         >>> [round(projection, 4) for projection in (units @ (x @ units)).tolist()]
         [1.0, 1.0]
     """
-    return _solve(gramian, preferences)
+    return _solve(gramian, preferences, None)[0]
+
+
+def attained_projections(
+    gramian: jax.Array, preferences: jax.Array, rows: linalg.Rows | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """What `equal_projections` finds, and the projections that it has.
+
+    Args:
+        gramian: As for `equal_projections`.
+        preferences: As for `equal_projections`.
+        rows: The gradients themselves as `linalg.column_of` takes them, where they are
+            at hand. Where the correlations are ill-conditioned, they make good what is
+            lost in its rounding: the error grows with the condition number of the unit
+            gradients, not with that of the correlations, its square.
+
+    Returns:
+        The coefficients ``x`` and the projections ``<u_t, v>``, both ``[T]``; these are
+        the preferences themselves if there is a vector that has them.
+    """
+    point, attained = _solve(gramian, preferences, rows)
+    return point.coefficients, attained
 
 
 @jax.jit
-def _solve(gramian: jax.Array, preferences: jax.Array | None) -> EqualProjections:
+def _solve(
+    gramian: jax.Array, preferences: jax.Array | None, rows: linalg.Rows | None
+) -> tuple[EqualProjections, jax.Array]:
+    """The answer, and the projections that it has."""
     gramian, preferences = linalg.subproblem(gramian, preferences)
     cosines, norms = linalg.correlation(gramian)
     one = jnp.eye(preferences.size, dtype=bool)
     cosines = jnp.where(one, 1, cosines)
     targets = jnp.where(norms > 0, preferences, 0)
-    scale = _positive(jnp.max(targets))
+    scale = linalg.positive(jnp.max(targets))
     targets = targets / scale
+    inverse = jnp.where(norms > 0, 1 / linalg.positive(norms), 0)
+
+    def by_cosines(x: jax.Array) -> jax.Array:
+        return jnp.matmul(cosines, x, precision="highest")
+
+    def by_rows(x: jax.Array) -> jax.Array:
+        products = linalg.column_of(rows or [], inverse * x) * inverse
+        # What is not active may hold NaN.
+        return jnp.where(norms > 0, products, 0)
+
+    product, pivot = by_cosines, _MIN_PIVOT
+    if rows is not None:
+        product, pivot = by_rows, _MIN_PIVOT_BEFORE_ROWS
     factor = jnp.linalg.cholesky(cosines, symmetrize_input=False)
     # Where the factorization breaks down the pivots are NaN, and the test fails.
-    regular = jnp.all(jnp.diagonal(factor) > _MIN_PIVOT)
-    x = jax.lax.cond(regular, _by_factor, _by_eigenvalues, cosines, factor, targets)
+    regular = jnp.all(jnp.diagonal(factor) > pivot)
+    x, attained = jax.lax.cond(
+        regular,
+        lambda: (_by_factor(cosines, factor, targets), targets),
+        lambda: _by_eigenvalues(cosines, targets, product),
+    )
     x = jnp.where(targets > 0, x, 0)
-    missing = jnp.matmul(cosines, x, precision="highest") - targets
-    size = jnp.maximum(jnp.max(jnp.abs(x)), 1)
-    return EqualProjections(x * scale, jnp.max(jnp.abs(missing)) / size)
+    missing = jnp.max(jnp.abs(by_cosines(x) - targets))
+    residual = missing / jnp.maximum(jnp.max(jnp.abs(x)), 1)
+    return EqualProjections(x * scale, residual), attained * scale
 
 
 def _by_factor(cosines: jax.Array, factor: jax.Array, targets: jax.Array) -> jax.Array:
     x = jnp.zeros_like(targets)
     for _ in range(2):
-        column = (targets - jnp.matmul(cosines, x, precision="highest"))[:, None]
-        for transpose in (False, True):
-            column = jax.lax.linalg.triangular_solve(
-                factor, column, left_side=True, lower=True, transpose_a=transpose
-            )
-        x = x + column[:, 0]
+        missing = targets - jnp.matmul(cosines, x, precision="highest")
+        x = x + linalg.cholesky_solve(factor, missing)
     return x
 
 
 def _by_eigenvalues(
-    cosines: jax.Array, factor: jax.Array, targets: jax.Array
-) -> jax.Array:
-    del factor
+    cosines: jax.Array,
+    targets: jax.Array,
+    product: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """The answer where the correlations may be singular.
+
+    Their eigenvectors start it, and `product`, a multiplication by the correlations
+    that is as exact as can be, corrects it.
+    """
     vectors, values = jax.lax.linalg.eigh(cosines, symmetrize_input=False)
     # What rounding adds to the eigenvalues: of the entries, and of the decomposition.
     noise = jnp.max(values) + targets.size**0.5
     kept = values > 8 * jnp.finfo(values.dtype).eps * noise
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
-    parts = jnp.matmul(targets, vectors, precision="highest") * inverse
-    return jnp.matmul(vectors, parts, precision="highest")
+
+    def solved(projections: jax.Array) -> jax.Array:
+        parts = jnp.matmul(projections, vectors, precision="highest") * inverse
+        return jnp.matmul(vectors, parts, precision="highest")
+
+    # First the part of the targets that no vector has: it is orthogonal to all columns.
+    # What is taken from it must be the projections of some vector, as products are. The
+    # eigenvectors of small eigenvalues are that only roughly.
+    beyond = _corrected(
+        jnp.where(jnp.all(kept), 0, targets),
+        lambda part: -product(solved(solved(product(part)))),
+    )
+    attained = targets - beyond
+    x = _corrected(solved(attained), lambda x: solved(attained - product(x)))
+    return x, attained
 
 
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1)
+class _Correction(NamedTuple):
+    x: jax.Array  # [T]
+    size: jax.Array  # [], of the last correction
+    size_before: jax.Array  # []
+    count: jax.Array  # [], int32
+
+
+def _corrected(x: jax.Array, correction: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Adds corrections while they shrink and are more than rounding."""
+    eps = jnp.finfo(x.dtype).eps
+
+    def shrinking(state: _Correction) -> jax.Array:
+        counts = state.size > eps * jnp.max(jnp.abs(state.x))
+        shrinks = state.size < state.size_before / 2
+        return counts & shrinks & (state.count < _MAX_CORRECTIONS)
+
+    def correct(state: _Correction) -> _Correction:
+        step = correction(state.x)
+        size = jnp.max(jnp.abs(step))
+        return _Correction(state.x + step, size, state.size, state.count + 1)
+
+    largest = jnp.full((), jnp.finfo(x.dtype).max, x.dtype)
+    start = _Correction(x, largest / 4, largest, jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(shrinking, correct, start).x

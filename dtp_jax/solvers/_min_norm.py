@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core import linalg
-from dtp_jax.solvers._quadratic import interior_point
+from dtp_jax.solvers._interior_point import interior_point
 
 
 class MinNormPoint(NamedTuple):
@@ -80,7 +80,7 @@ def _solve(
     # Zero rows, if any, are a problem of their own, in which they count as orthonormal.
     zero = active & (norms == 0)
     members = jnp.where(jnp.any(zero), zero, active)
-    lengths = jnp.where(norms > 0, norms, 1)
+    lengths = linalg.positive(norms)
     cosines = jnp.where(members[:, None] & members[None, :], cosines, 0)
     cosines = jnp.where(jnp.eye(num_tasks, dtype=bool), 1, cosines)
 
@@ -88,9 +88,9 @@ def _solve(
     # the ratios of `r = p / |g|` matter, so that nothing is squared or overflows.
     # Compilers turn two divisions into one by the product, which may underflow; a
     # product of two quotients they leave as it is.
-    largest = _positive(jnp.max(preferences))
+    largest = linalg.positive(jnp.max(preferences))
     r = jnp.where(members, (preferences / largest) * (1 / lengths), 0)
-    unit = _positive(jnp.max(r))
+    unit = linalg.positive(jnp.max(r))
     r = r / unit
 
     num_iters = jnp.zeros((), jnp.int32)
@@ -104,11 +104,11 @@ def _solve(
     # What is lost in the rounding of the sum stands for zero, which the method never
     # reaches.
     x = jnp.where(x < jnp.finfo(dtype).eps / 16 * jnp.sum(x), 0, x)
-    x = x / _positive(jnp.sum(r * x))
+    x = x / linalg.positive(jnp.sum(r * x))
 
     products = jnp.matmul(cosines, x, precision="highest")
     violation = jnp.where(members, r * jnp.sum(x * products) - products, 0)
-    residual = jnp.maximum(jnp.max(violation), 0) / _positive(jnp.sum(x))
+    residual = jnp.maximum(jnp.max(violation), 0) / linalg.positive(jnp.sum(x))
     weights = jnp.where(members, (x / (lengths * unit)) * (1 / largest), 0)
     return MinNormPoint(weights, residual), num_iters
 
@@ -137,7 +137,3 @@ def _interior_point(
     # solution has `r' x` of at least a half, hence a sum of no less.
     level = jnp.maximum(jnp.sum(r) / jnp.sum(matrix), 0.1 / num_tasks)
     return interior_point(matrix, linear, start=level, smallest_size=0.5)
-
-
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1)

@@ -6,12 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Some eight iterations are usual and twenty the most seen in random draws. What has not
-# settled by this number will not, and the residual says so.
-_MAX_INTERIOR_ITERS = 50
-
-# How much of the way to the boundary a step goes at most.
-_STEP = 0.999
+from dtp_jax._core.linalg import cholesky_solve, squared_norm
+from dtp_jax.solvers._interior_point import interior_point
 
 # Rounds of pivoting in a row that may fail to reduce the number of wrong signs, and
 # iterations of conjugate gradients in one round and in all. Random problems of full
@@ -20,6 +16,14 @@ _STEP = 0.999
 _PATIENCE = 5
 _MAX_CG_ITERS = 60
 _MAX_ALL_CG_ITERS = 400
+
+# What an inequality without a solution may be missed by, relative to its multiplier,
+# and what the rounding of multipliers may add to a squared length, relative to it.
+_SOFTNESS = 1e-5
+_ROUNDING = 2.0
+
+# Rounds of exact solutions, which change the set of unknowns. One is usual.
+_MAX_EXACT_ROUNDS = 3
 
 # How far the first round solves its linear equations, and each one more than the last,
 # while the set of unknowns still changes.
@@ -78,128 +82,63 @@ def nonnegative_quadratic(
     return x, residual
 
 
-def interior_point(
-    matrix: jax.Array,
-    linear: jax.Array,
-    *,
-    start: jax.typing.ArrayLike = 0.5,
-    smallest_size: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Minimizes ``x' A x / 2 - c' x`` over ``x >= 0``.
+def softened_quadratic(matrix: jax.Array, linear: jax.Array) -> jax.Array:
+    """Minimizes ``x' A x / 2 + b' x`` over ``x >= 0``, also where there is no minimum.
 
-    With the slope ``y = A x - c``, the solution has ``x >= 0``, ``y >= 0`` and ``x y =
-    0`` entry by entry. The method takes Newton steps towards that from inside.
+    The minimum for ``A + softness I`` always exists. It is a start from which the
+    entries that are not zero are solved for exactly. Where that leads nowhere, as where
+    ``A x + b >= 0`` has no solution or rounding hides it, the start is the answer: it
+    misses those inequalities by as little as possible in the sense of least squares. If
+    its entries are so large that ``1 + x' A x`` is rounding, a larger softness bounds
+    them.
 
     Args:
-        matrix: ``A``, ``[T, T]``, positive semi-definite.
-        linear: ``c``, ``[T]``, in the range of ``A``.
-        start: The entries of ``x`` at the start.
-        smallest_size: Of ``sum(x)``, to which all tolerances are relative.
-
-    Returns:
-        The solution, whose entries of zero are small positive numbers, and the number
-        of iterations.
-    """
-    eps = jnp.finfo(linear.dtype).eps
-    num_tasks = linear.shape[0]
-
-    def slope(x: jax.Array) -> jax.Array:
-        return jnp.matmul(matrix, x, precision="highest") - linear
-
-    def size(x: jax.Array) -> jax.Array:
-        return jnp.maximum(jnp.sum(x), smallest_size)
-
-    def unsettled(state: _Iterate) -> jax.Array:
-        excess = jnp.max(jnp.abs(state.excess)) / size(state.x)
-        # The gap goes on falling long after the excess has reached rounding, except
-        # where an entry and its slope are both zero.
-        done = (state.gap < eps / 2**16) & (excess < 4 * eps)
-        stalled = state.gap > state.last_gap / 2
-        done |= stalled & (state.gap < eps) & (excess < 64 * eps)
-        return ~done & (state.num_iters < _MAX_INTERIOR_ITERS)
-
-    def iterate(state: _Iterate) -> _Iterate:
-        x, y = state.x, state.y
-        # The ridge keeps the factorization going where the rounded matrix is
-        # indefinite. It shortens steps, but does not change where they lead.
-        diagonal = jnp.where(jnp.eye(num_tasks, dtype=bool), y / x + state.ridge, 0)
-        factor = jnp.linalg.cholesky(matrix + diagonal, symmetrize_input=False)
-
-        def newton(target: jax.Array) -> tuple[jax.Array, jax.Array]:
-            # The step towards `x y = target` and no excess.
-            dx = cholesky_solve(factor, target / x - y - state.excess)
-            return dx, (target - y * dx) / x - y
-
-        # A trial step says how far the gap can fall, and how wrong its linear model is
-        # (where it is short, less so). A gap that grew may be the start of a cycle: a
-        # step towards equal products ends it.
-        dx, dy = newton(jnp.zeros_like(x))
-        step = jnp.minimum(_to_boundary(x, y, dx, dy), 1)
-        mean = jnp.mean(x * y)
-        after = jnp.mean((x + step * dx) * (y + step * dy))
-        smallest = jnp.where(state.gap > state.last_gap, 0.3, 0)
-        ratio = jnp.maximum((after / mean) ** 3, smallest)
-        # The floor keeps what tends to zero from underflowing.
-        centre = jnp.maximum(ratio * mean, eps**2)
-        dx, dy = newton(centre - step * dx * dy)
-        step = jnp.minimum(_STEP * _to_boundary(x, y, dx, dy), 1)
-
-        # A factorization that broke down is tried again with a larger ridge.
-        good = jnp.all(jnp.isfinite(dx)) & jnp.all(jnp.isfinite(dy))
-        x = jnp.where(good, x + step * dx, x)
-        y = jnp.where(good, y + step * dy, y)
-        return _Iterate(
-            x=x,
-            y=y,
-            excess=slope(x) - y,
-            gap=jnp.sum(x * y) / size(x) ** 2,
-            last_gap=jnp.where(good, state.gap, jnp.inf),
-            ridge=jnp.where(good, state.ridge, 8 * state.ridge),
-            num_iters=state.num_iters + 1,
-        )
-
-    x = jnp.full_like(linear, start)
-    y = jnp.maximum(slope(x), 0.1)
-    infinite = jnp.full((), jnp.inf, linear.dtype)
-    first = _Iterate(
-        x=x,
-        y=y,
-        excess=slope(x) - y,
-        gap=infinite,
-        last_gap=infinite,
-        ridge=jnp.full((), 8 * eps, linear.dtype),
-        num_iters=jnp.zeros((), jnp.int32),
-    )
-    end = jax.lax.while_loop(unsettled, iterate, first)
-    return end.x, end.num_iters
-
-
-def cholesky_solve(factor: jax.Array, vector: jax.Array) -> jax.Array:
-    """Solves ``L L' x = b``.
-
-    Args:
-        factor: ``L``, ``[T, T]``, lower triangular.
-        vector: ``b``, ``[T]``.
+        matrix: ``A``, ``[T, T]``, positive semi-definite with a diagonal of ones.
+        linear: ``b``, ``[T]``, of order one.
 
     Returns:
         ``[T]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> opposite = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
+        >>> x = softened_quadratic(opposite, jnp.array([0.5, -0.5]))
+        >>> [round(entry, 4) for entry in x.tolist()]
+        [0.0, 0.5]
+        >>> x = softened_quadratic(opposite, jnp.array([-0.5, -0.5]))
+        >>> [int(entry / 10) for entry in x.tolist()]  # 0.5 / 1.4e-3
+        [36, 36]
     """
-    column = vector[:, None]
-    for transpose in (False, True):
-        column = jax.lax.linalg.triangular_solve(
-            factor, column, left_side=True, lower=True, transpose_a=transpose
+    eps = jnp.finfo(linear.dtype).eps
+    one = jnp.eye(linear.size, dtype=matrix.dtype)
+
+    def attempt(state: _Attempt) -> _Attempt:
+        start = interior_point(matrix + state.softness * one, -linear)[0]
+        x, solved = _settled(matrix, linear, start)
+        size = 1 + squared_norm(matrix, x)
+        bounded = eps * jnp.sum(x) ** 2 < _ROUNDING * size
+        again = state.num_attempts > 0
+        return _Attempt(
+            x=x,
+            softness=4 * jnp.sqrt(jnp.full_like(state.softness, eps)),
+            done=solved | bounded | again,
+            num_attempts=state.num_attempts + 1,
         )
-    return column[:, 0]
+
+    first = _Attempt(
+        x=jnp.zeros_like(linear),
+        softness=jnp.full((), _SOFTNESS, linear.dtype),
+        done=jnp.zeros((), bool),
+        num_attempts=jnp.zeros((), jnp.int32),
+    )
+    return jax.lax.while_loop(lambda state: ~state.done, attempt, first).x
 
 
-class _Iterate(NamedTuple):
-    x: jax.Array  # [T], positive
-    y: jax.Array  # [T], positive, what the slope should be
-    excess: jax.Array  # [T], the slope less y
-    gap: jax.Array  # [], the product of x and y, relative to the size of x
-    last_gap: jax.Array  # []
-    ridge: jax.Array  # []
-    num_iters: jax.Array  # [], int32
+class _Attempt(NamedTuple):
+    x: jax.Array  # [T]
+    softness: jax.Array  # [], of the next attempt
+    done: jax.Array  # [], bool
+    num_attempts: jax.Array  # [], int32
 
 
 class _Pivot(NamedTuple):
@@ -252,7 +191,7 @@ def _pivot(
         x, num_iters = _conjugate_gradients(product, free, x, left, goal)
 
         slope = product(x) + linears
-        tolerance = eps * size(x)
+        tolerance = eps * size(x)[None, :]
         wrong = jnp.where(free, x < 0, slope < -tolerance)
         num_wrong = jnp.sum(wrong, axis=0, dtype=jnp.int32)
         residual = _residual(jnp.maximum(x, 0), slope + product(jnp.maximum(-x, 0)))
@@ -262,8 +201,8 @@ def _pivot(
         fewer = num_wrong < state.least
         patience = jnp.where(fewer, _PATIENCE, state.patience - 1)
         return _Pivot(
-            x=jnp.where(going, x, state.x),
-            free=jnp.where(going, free ^ wrong, free),
+            x=jnp.where(going[None, :], x, state.x),
+            free=free ^ (wrong & going[None, :]),
             residual=jnp.where(going, residual, state.residual),
             least=jnp.minimum(num_wrong, state.least),
             patience=jnp.where(going, patience, state.patience),
@@ -311,13 +250,15 @@ def _conjugate_gradients(
         curvature = jnp.sum(state.direction * image, axis=0)
         going = (curvature > 0) & (state.squared > goal)
         step = jnp.where(going, state.squared / jnp.where(going, curvature, 1), 0)
-        left = state.left - step * image
+        left = state.left - step[None, :] * image
         squared = jnp.where(going, jnp.sum(left**2, axis=0), state.squared)
         ratio = squared / jnp.where(going, state.squared, 1)
         return _Conjugate(
-            x=state.x + step * state.direction,
+            x=state.x + step[None, :] * state.direction,
             left=left,
-            direction=jnp.where(going, left + ratio * state.direction, 0),
+            direction=jnp.where(
+                going[None, :], left + ratio[None, :] * state.direction, 0
+            ),
             squared=squared,
             num_iters=state.num_iters + 1,
         )
@@ -335,27 +276,100 @@ def _residual(x: jax.Array, slope: jax.Array) -> jax.Array:
 def _polished(
     matrix: jax.Array, linear: jax.Array, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Solves once more, exactly, for the entries that are not zero."""
+    """Solves once more, exactly, and returns the better of both."""
 
-    def slope(x: jax.Array) -> jax.Array:
-        return jnp.matmul(matrix, x, precision="highest") + linear
+    def residual(x: jax.Array) -> jax.Array:
+        return _residual(x, jnp.matmul(matrix, x, precision="highest") + linear)
 
-    free = x > slope(x)
-    x = jnp.where(free, x, 0)
-    one = jnp.eye(x.size, dtype=bool)
-    submatrix = jnp.where(free[:, None] & free[None, :] | one, matrix, 0)
-    factor = jnp.linalg.cholesky(submatrix, symmetrize_input=False)
-    solved = x
-    for _ in range(2):
-        solved = solved - cholesky_solve(factor, jnp.where(free, slope(solved), 0))
-    solved = jnp.where(free, jnp.maximum(solved, 0), 0)
-    before, after = _residual(x, slope(x)), _residual(solved, slope(solved))
+    solved = _exact(matrix, linear, x)
+    before, after = residual(x), residual(solved)
     # A singular matrix has no factorization, and `after` is NaN.
     better = after < before
     return jnp.where(better, solved, x), jnp.where(better, after, before)
 
 
-def _to_boundary(x: jax.Array, y: jax.Array, dx: jax.Array, dy: jax.Array) -> jax.Array:
-    values, steps = jnp.concatenate([x, y]), jnp.concatenate([dx, dy])
-    falling = steps < 0
-    return jnp.min(jnp.where(falling, values / jnp.where(falling, -steps, 1), jnp.inf))
+def _exact(matrix: jax.Array, linear: jax.Array, x: jax.Array) -> jax.Array:
+    """Solves the linear equations of the entries that are not zero at a solution."""
+    slope = jnp.matmul(matrix, x, precision="highest") + linear
+    free = x > slope
+    solved = _solved(matrix, linear, jnp.where(free, x, 0), free, 0.0, 2)
+    return jnp.maximum(solved, 0)
+
+
+def _solved(
+    matrix: jax.Array,
+    linear: jax.Array,
+    x: jax.Array,
+    free: jax.Array,
+    ridge: jax.typing.ArrayLike,
+    num_corrections: int,
+) -> jax.Array:
+    """Corrects the free entries of x until their slope is zero, the others being zero.
+
+    With a ridge there is a factorization also if the equations are dependent; it
+    shortens the corrections.
+    """
+    one = jnp.eye(x.size, dtype=bool)
+    submatrix = jnp.where(free[:, None] & free[None, :] | one, matrix, 0)
+    submatrix = submatrix + jnp.where(one, ridge, 0)
+    factor = jnp.linalg.cholesky(submatrix, symmetrize_input=False)
+    for _ in range(num_corrections):
+        slope = jnp.matmul(matrix, x, precision="highest") + linear
+        x = x - cholesky_solve(factor, jnp.where(free, slope, 0))
+    return x
+
+
+class _Round(NamedTuple):
+    x: jax.Array  # [T], the best so far
+    violation: jax.Array  # [], of its conditions
+    free: jax.Array  # [T], bool
+    changed: jax.Array  # [], bool, whether that is another set than before
+    num_rounds: jax.Array  # [], int32
+
+
+def _settled(
+    matrix: jax.Array, linear: jax.Array, start: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Exact solutions from an approximate one, and whether they lead anywhere."""
+    eps = jnp.finfo(linear.dtype).eps
+    ridge = 4 * eps * linear.size**0.5
+
+    def slope(x: jax.Array) -> jax.Array:
+        return jnp.matmul(matrix, x, precision="highest") + linear
+
+    def violation(x: jax.Array) -> jax.Array:
+        return jnp.max(jnp.abs(jnp.minimum(x, slope(x))))
+
+    def unsettled(state: _Round) -> jax.Array:
+        rounding = 4 * eps * (1 + jnp.sum(state.x))
+        going = state.changed & (state.violation > rounding)
+        return going & (state.num_rounds < _MAX_EXACT_ROUNDS)
+
+    def iterate(state: _Round) -> _Round:
+        x = jnp.where(state.free, state.x, 0)
+        solved = _solved(matrix, linear, x, state.free, ridge, 3)
+        free = jnp.where(state.free, solved > 0, slope(solved) < 0)
+        solved = jnp.maximum(solved, 0)
+        found = violation(solved)
+        better = found < state.violation
+        return _Round(
+            x=jnp.where(better, solved, state.x),
+            violation=jnp.where(better, found, state.violation),
+            free=free,
+            changed=jnp.any(free != state.free),
+            num_rounds=state.num_rounds + 1,
+        )
+
+    before = violation(start)
+    first = _Round(
+        x=start,
+        violation=before,
+        free=start > slope(start),
+        changed=jnp.ones((), bool),
+        num_rounds=jnp.zeros((), jnp.int32),
+    )
+    end = jax.lax.while_loop(unsettled, iterate, first)
+    # Entries that rounding made huge come no closer. Their size must not count in their
+    # favour, so the violation is absolute.
+    solved = end.violation < jnp.maximum(before / 4, 8 * eps)
+    return jnp.where(solved, end.x, start), solved

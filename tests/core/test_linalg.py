@@ -150,3 +150,43 @@ def test_project_to_simplex_finds_the_nearest_point(
 def test_project_to_simplex_without_an_active_task() -> None:
     none = jnp.zeros(3, bool)
     np.testing.assert_array_equal(linalg.project_to_simplex(jnp.arange(3.0), none), 0)
+
+
+def test_a_column_keeps_what_the_gramian_loses() -> None:
+    # The rows differ by a thousandth, of which the Gramian keeps one digit in ten.
+    first = np.random.default_rng(0).normal(size=9)
+    second = first + 1e-3 * np.random.default_rng(1).normal(size=9)
+    x = np.stack([first, second]).astype(np.float32)
+    weights = np.array([1.0, -1.0])
+    exact = x.astype(np.float64) @ (weights @ x.astype(np.float64))
+    whole = linalg.column_of([jnp.asarray(x)], jnp.asarray(weights, jnp.float32))
+    np.testing.assert_allclose(whole, exact, rtol=1e-5)
+    split = [jnp.asarray(row) for row in x]
+    parts = linalg.column_of([split], jnp.asarray(weights, jnp.float32))
+    np.testing.assert_allclose(parts, exact, rtol=1e-5)
+
+
+def test_a_column_leaves_out_rows_of_weight_zero() -> None:
+    x = rows(3, 2, 4).at[1].set(jnp.nan)
+    weights = jnp.array([1.0, 0.0, 2.0])
+    for leaf in (x, list(x)):
+        found = linalg.column_of([leaf, leaf], weights)
+        kept = x[np.array([0, 2])].reshape(2, -1)
+        expected = 2 * kept @ (jnp.array([1.0, 2.0]) @ kept)
+        np.testing.assert_allclose(found[np.array([0, 2])], expected, rtol=1e-5)
+
+
+def test_a_column_of_bfloat16_rows_is_summed_in_float32() -> None:
+    x = jnp.ones((2, 4096), jnp.bfloat16)
+    found = linalg.column_of([x], jnp.array([1.0, 2.0]))
+    assert found.dtype == jnp.float32
+    assert found.tolist() == [3 * 4096.0, 3 * 4096.0]
+
+
+def test_triangular_solves_of_one_and_many() -> None:
+    factor = jnp.linalg.cholesky(linalg.gram(rows(3, 5)))
+    columns = rows(3, 4, seed=1)
+    many = linalg.cholesky_solve(factor, columns)
+    np.testing.assert_allclose(factor @ factor.T @ many, columns, atol=1e-5)
+    one = linalg.cholesky_solve(factor, columns[:, 0])
+    np.testing.assert_allclose(one, many[:, 0], rtol=1e-6)

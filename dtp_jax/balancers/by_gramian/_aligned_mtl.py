@@ -1,5 +1,6 @@
 """Aligned-MTL: independent components of the gradients, all of one size."""
 
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -39,7 +40,7 @@ def aligned_mtl_weights(
     _check_scale(scale)
     gramian, preferences = linalg.subproblem(gramian, preferences)
     largest = jnp.max(jnp.diagonal(gramian))
-    gramian = gramian / _positive(largest)
+    gramian = gramian / linalg.positive(largest)
     vectors, values = jax.lax.linalg.eigh(gramian, symmetrize_input=False)
     num_active = jnp.sum(preferences > 0)
     tolerance = num_active * jnp.finfo(values.dtype).eps * jnp.max(values)
@@ -108,10 +109,7 @@ def aligned_mtl(*, scale: Scale = "min") -> Balancer:
         unscaled gradients.
     """
     _check_scale(scale)
-
-    def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
-        return aligned_mtl_weights(gramian, preferences, scale=scale)
-
+    rule = functools.partial(aligned_mtl_weights, scale=scale)
     return gramian_weighting("aligned_mtl", rule)
 
 
@@ -119,7 +117,3 @@ def _check_scale(scale: Any) -> None:
     if scale not in get_args(Scale):
         names = ", ".join(repr(choice) for choice in get_args(Scale))
         raise ValueError(f"scale must be one of {names}, got {scale!r}.")
-
-
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1)

@@ -1,5 +1,6 @@
 """Conflict-averse gradient descent."""
 
+import functools
 import math
 from typing import Any
 
@@ -106,10 +107,7 @@ def cagrad(*, c: jax.typing.ArrayLike = 0.5, rescale: Any = 0) -> Balancer:
         unscaled gradients.
     """
     _check(c, rescale)
-
-    def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
-        return cagrad_weights(gramian, preferences, c=c, rescale=rescale)
-
+    rule = functools.partial(cagrad_weights, c=c, rescale=rescale)
     return gramian_weighting("cagrad", rule)
 
 

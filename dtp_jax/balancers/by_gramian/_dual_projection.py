@@ -39,7 +39,8 @@ def dual_projection() -> Balancer:
     p_t g_t`` that has no negative inner product with any task gradient. Gradients that
     do not conflict with their sum are simply summed. One problem in place of the T of
     `upgrad`, hence cheaper; where a long gradient conflicts with a short one, the short
-    one pulls less than with `upgrad`.
+    one pulls less than with `upgrad`. What rounding leaves, also where no step agrees
+    with all tasks, is as for `upgrad`.
 
     `update` needs the task gradients, which `balance` supplies.
 

@@ -1,5 +1,7 @@
 """FairGrad: task weights as a fair allocation."""
 
+import functools
+
 import jax
 
 from dtp_jax._core.balancer import Balancer, gramian_weighting
@@ -24,7 +26,7 @@ def fair_grad_weights(
         ``[T]``, at least 0.
 
     Raises:
-        ValueError: If the shapes do not fit, or `alpha` is not positive.
+        ValueError: If the shapes do not fit, or `alpha` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,9 +48,11 @@ def fair_grad(*, alpha: jax.typing.ArrayLike = 1.0) -> Balancer:
     sum_t a_t g_t``. This is the direction of the largest ``sum_t p_t <g_t, d>^(1 -
     alpha) / (1 - alpha)``, a measure of fairness: 1 stands for proportional fairness,
     which is Nash-MTL; as `alpha` grows, the task that gains least counts most, and the
-    direction tends to that of `mgda`; as it tends to 0, to the plain sum. Every task
-    improves to first order. For orthogonal gradients the weights are ``(p_t
-    norm(g_t)^(-2 alpha))^(1 / (1 + alpha))``.
+    direction tends to that of `mgda`; 0 is the other end, where ``a = p``: the plain
+    sum of the gradients, in the direction of their mean. Every task improves to first
+    order, except at 0: as `alpha` tends to 0, the direction tends to the sum only where
+    no gradient conflicts with it, and else to that of `dual_projection`. For orthogonal
+    gradients the weights are ``(p_t norm(g_t)^(-2 alpha))^(1 / (1 + alpha))``.
 
     A zero gradient takes no part. Where no direction improves all other tasks, as at a
     Pareto-stationary point, there is no solution. The weights then have the sum 1 and
@@ -60,16 +64,16 @@ def fair_grad(*, alpha: jax.typing.ArrayLike = 1.0) -> Balancer:
     ``c^(-2 alpha / (1 + alpha)) a``.
 
     Args:
-        alpha: The kind of fairness; positive. With large values, weights of tasks that
-            gain much may underflow, and norms of the gradients that spread over many
-            decades cost the solver more iterations.
+        alpha: The kind of fairness, at least 0. With large values, weights of tasks
+            that gain much may underflow, and norms of the gradients that spread over
+            many decades cost the solver more iterations.
 
     Returns:
         A balancer. Instead of zero, which would mean "not active", an active task gets
         1e-30.
 
     Raises:
-        ValueError: If `alpha` is not positive; from `update`, if there are no task
+        ValueError: If `alpha` is negative; from `update`, if there are no task
             gradients.
 
     Example:
@@ -90,9 +94,6 @@ def fair_grad(*, alpha: jax.typing.ArrayLike = 1.0) -> Balancer:
         k-th step only is ``curricula.every_k``. Heads: ``balance(...,
         heads="weights")``, the default, is the paper's.
     """
-    check_number("alpha", alpha, low=0, open_low=True)
-
-    def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
-        return fair_grad_weights(gramian, preferences, alpha=alpha)
-
+    check_number("alpha", alpha, low=0)
+    rule = functools.partial(fair_grad_weights, alpha=alpha)
     return gramian_weighting("fair_grad", rule)

@@ -9,7 +9,7 @@ from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import layout_of
-from dtp_jax._core.reads import gramian_of, required
+from dtp_jax._core.reads import gramian_of, stream_of
 
 # Folded into the key, so that several links of a chain may share one.
 _STREAM = 0x6776
@@ -67,7 +67,7 @@ def grad_vac_weights(
     cosines, norms = linalg.correlation(gramian)
     added, seen = _vaccinated(cosines, norms > 0, similarities, key)
     added = jnp.sum((preferences * norms)[:, None] * added, axis=0)
-    added = jnp.where(norms > 0, added / jnp.where(norms > 0, norms, 1), 0)
+    added = jnp.where(norms > 0, added / linalg.positive(norms), 0)
     return preferences + added, similarities + beta * (seen - similarities)
 
 
@@ -121,9 +121,10 @@ def grad_vac(*, beta: jax.typing.ArrayLike = 0.5) -> Balancer:
 
     References:
         Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task
-        Optimization in Massively Multilingual Models", ICLR 2021. LibMTL averages a
-        cosine only where it corrects, with the same beta; TorchJD always, as here. The
-        paper also keeps averages per layer: this is its whole-model variant. Heads:
+        Optimization in Massively Multilingual Models", ICLR 2021. TorchJD averages
+        every cosine, as the paper and here, and so does LibMTL since 2024; before, it
+        averaged one only where it corrected. The paper also keeps averages per layer:
+        this is its whole-model variant. Heads:
         ``balance(..., heads="preferences")``.
     """
     check_number("beta", beta, low=0, high=1)
@@ -143,8 +144,7 @@ def grad_vac(*, beta: jax.typing.ArrayLike = 0.5) -> Balancer:
         **extra_args: Any,
     ) -> tuple[Any, GradVacState]:
         del params, extra_args
-        how = "pass key=, a new jax.random.key in each step, to update"
-        stream = jax.random.fold_in(required(key, "key", "grad_vac", how), _STREAM)
+        stream = stream_of(key, _STREAM, "grad_vac")
         layout = layout_of(updates)
         preferences = layout.vector("preferences", updates)
         gramian = gramian_of(task_gradients, preferences, "grad_vac")
@@ -185,7 +185,7 @@ def _vaccinated(
         return (products, lengths, sizes + step), (step, cosine, meets)
 
     one = jnp.ones_like(cosines[0])
-    pairs = orders, slopes[tasks, orders], known & known[orders]
+    pairs = orders, slopes[tasks, orders], known[None, :] & known[orders]
     _, (steps, seen, met) = jax.lax.scan(visit, (cosines, one, one), pairs)
     added = jnp.zeros_like(cosines).at[tasks, orders].set(steps, unique_indices=True)
     seen = jnp.where(met, jnp.clip(seen, -1, 1), similarities[tasks, orders])

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, gramian_weighting
-from dtp_jax.solvers._equal_projections import equal_projections
+from dtp_jax.gradients import rows_at_hand
+from dtp_jax.solvers._equal_projections import attained_projections
 
 
 def imtl_g_weights(
@@ -33,22 +34,7 @@ def imtl_g_weights(
         >>> [round(weight, 4) for weight in weights.tolist()]
         [0.5, 0.5]
     """
-    gramian, preferences = linalg.subproblem(gramian, preferences)
-    _, norms = linalg.correlation(gramian)
-    members = (preferences > 0) & (norms > 0)
-    # Only ratios matter: of the preferences, and of the inverse lengths.
-    preferences = preferences / _positive(jnp.max(preferences))
-    shortest = jnp.min(jnp.where(members, norms, jnp.inf))
-    inverse = jnp.where(members, shortest / jnp.where(members, norms, 1), 0)
-    found = equal_projections(gramian, preferences).coefficients * inverse
-    total, size = jnp.sum(found), jnp.sum(jnp.abs(found))
-    # A sum below rounding cannot be scaled to one.
-    eps = jnp.finfo(found.dtype).eps
-    vanishes = jnp.abs(total) <= 16 * found.size * eps * size
-    equal = jnp.where(jnp.any(members), preferences * inverse, preferences)
-    found = jnp.where(vanishes, equal, found)
-    total = jnp.where(vanishes, _positive(jnp.sum(equal)), total)
-    return found / jnp.where(total != 0, total, 1)
+    return _weights(gramian, preferences, None)
 
 
 def imtl_g() -> Balancer:
@@ -62,6 +48,9 @@ def imtl_g() -> Balancer:
     A weight may be negative. As in the paper the sum is 1 in any case; if gradients
     conflict and differ much in length, the sum before normalization may be negative,
     and then all projections are: every task gets worse by this step.
+
+    Gradients that are at hand, stacked or kept, make good for the rounding of their
+    Gramian, as with `config`.
 
     Zero gradients take no part. If the gradients are dependent, the projections are as
     close to equal as can be. If the sum before normalization is zero, as for opposite
@@ -91,11 +80,35 @@ def imtl_g() -> Balancer:
         Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021, section 3.1,
         whose closed form needs independent gradients. TorchJD generalizes it, too, but
         inverts G instead of C, which loses short gradients, and returns zero for sums
-        below an absolute 1e-12. The loss balance of the paper is another method. Heads:
-        ``balance(..., heads="preferences")``, unscaled gradients.
+        below an absolute 1e-12. Heads: ``balance(..., heads="preferences")``, unscaled
+        gradients.
+        The paper's IMTL is this rule on the gradients of the losses that its loss
+        balance scales, which ``chain(imtl_l(), imtl_g())`` is not: preferences ask for
+        unequal projections. It is had by scaling the losses themselves, with the
+        log-scales as parameters, not shared and without weight decay::
+
+            losses[task] = exp(log_scales[task]) * losses[task] - log_scales[task]
+            balance(imtl_g(), tasks, heads="preferences")
     """
-    return gramian_weighting("imtl_g", imtl_g_weights)
+    return gramian_weighting("imtl_g", _weights, rows_at_hand)
 
 
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1)
+def _weights(
+    gramian: jax.Array, preferences: jax.Array | None, rows: linalg.Rows | None
+) -> jax.Array:
+    gramian, preferences = linalg.subproblem(gramian, preferences)
+    _, norms = linalg.correlation(gramian)
+    members = (preferences > 0) & (norms > 0)
+    # Only ratios matter: of the preferences, and of the inverse lengths.
+    preferences = preferences / linalg.positive(jnp.max(preferences))
+    shortest = jnp.min(jnp.where(members, norms, jnp.inf))
+    inverse = jnp.where(members, shortest / jnp.where(members, norms, 1), 0)
+    found = attained_projections(gramian, preferences, rows)[0] * inverse
+    total, size = jnp.sum(found), jnp.sum(jnp.abs(found))
+    # A sum below rounding cannot be scaled to one.
+    eps = jnp.finfo(found.dtype).eps
+    vanishes = jnp.abs(total) <= 16 * found.size * eps * size
+    equal = jnp.where(jnp.any(members), preferences * inverse, preferences)
+    found = jnp.where(vanishes, equal, found)
+    total = jnp.where(vanishes, linalg.positive(jnp.sum(equal)), total)
+    return found / jnp.where(total != 0, total, 1)

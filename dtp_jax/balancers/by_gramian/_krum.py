@@ -1,5 +1,6 @@
 """Krum and Multi-Krum: gradients that many others are close to."""
 
+import functools
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ def krum_weights(
     active = preferences > 0
     num_active = jnp.sum(active, dtype=jnp.int32)
     largest = jnp.max(jnp.diagonal(gramian))
-    gramian = gramian / jnp.where(largest > 0, largest, 1)
+    gramian = gramian / linalg.positive(largest)
     lengths = jnp.diagonal(gramian)
     distances = jnp.maximum(lengths[:, None] + lengths[None, :] - 2 * gramian, 0)
     distances = jnp.where(squared, distances, jnp.sqrt(distances))
@@ -114,16 +115,12 @@ def krum(*, num_byzantine: Any, num_selected: Any = 1, squared: Any = True) -> B
         squared: ``squared=False``. Heads: ``balance(..., heads="weights")``.
     """
     _check(num_byzantine, num_selected)
-
-    def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
-        return krum_weights(
-            gramian,
-            preferences,
-            num_byzantine=num_byzantine,
-            num_selected=num_selected,
-            squared=squared,
-        )
-
+    rule = functools.partial(
+        krum_weights,
+        num_byzantine=num_byzantine,
+        num_selected=num_selected,
+        squared=squared,
+    )
     return gramian_weighting("krum", rule)
 
 
@@ -133,6 +130,7 @@ def _places(values: jax.Array) -> jax.Array:
     # the last axis, where the sum is over vectors.
     ours, others = values[..., None, :], values[..., :, None]
     earlier = ~jnp.tri(values.shape[-1], dtype=bool)
+    earlier = jnp.expand_dims(earlier, tuple(range(values.ndim - 1)))
     return jnp.sum((others < ours) | ((others == ours) & earlier), axis=-2)
 
 
@@ -149,14 +147,14 @@ def _sum_of_smallest(values: jax.Array, count: jax.Array) -> jax.Array:
     def halve(step: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> Any:
         low, high = bounds
         middle = low + (high - low) // 2
-        enough = jnp.sum(bits <= middle, axis=0) >= count
+        enough = jnp.sum(bits <= middle[None, :], axis=0) >= count
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     low = jnp.zeros_like(bits[0])
     high = jnp.full_like(values[0], jnp.inf).view(bits.dtype)
     _, high = jax.lax.fori_loop(0, num_bits - 1, halve, (low, high))
     largest = high.view(values.dtype)
-    below = values < largest
+    below = values < largest[None, :]
     rest = count - jnp.sum(below, axis=0)
     return jnp.sum(jnp.where(below, values, 0), axis=0) + rest * largest
 

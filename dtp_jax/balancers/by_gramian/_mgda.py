@@ -1,5 +1,6 @@
 """The multiple-gradient descent algorithm."""
 
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -7,12 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, gramian_weighting, transformation
-from dtp_jax._core.layout import layout_of
-from dtp_jax._core.linalg import correlation
-from dtp_jax._core.reads import required
+from dtp_jax._core.linalg import correlation, positive, subproblem
+from dtp_jax._core.reads import read_losses, required
 from dtp_jax.solvers import min_norm_point
 
 Normalization = Literal["l2", "loss", "loss+"]
+_BY_LOSS = ("loss", "loss+")
 
 # The smallest divisor of a gradient, relative to the largest.
 _MIN_DIVISOR = 1e-12
@@ -30,7 +31,8 @@ def mgda_weights(
     Args:
         gramian: ``[T, T]``, the inner products of the task gradients.
         preferences: ``[T]``, at least 0. None for ones.
-        losses: ``[T]``, read by the normalizations "loss" and "loss+" only.
+        losses: ``[T]``, read by the normalizations "loss" and "loss+" only. A task
+            whose loss is not finite counts as one without a preference.
         normalization: See `mgda`.
 
     Returns:
@@ -51,14 +53,15 @@ def mgda_weights(
         [0.25, 0.5]
     """
     _check_normalization(normalization)
-    if preferences is None:
-        preferences = jnp.ones(gramian.shape[:1], gramian.dtype)
+    gramian, preferences = subproblem(gramian, preferences)
     if normalization in ("l2", "loss+"):
         gramian, _ = correlation(gramian)
-    if normalization in ("loss", "loss+"):
+    if normalization in _BY_LOSS:
         how = "pass it as an array [T]"
-        known = required(losses, "losses", "mgda_weights", how)
-        divisors = _divisors(known, preferences > 0)
+        losses = jnp.asarray(required(losses, "losses", "mgda_weights", how))
+        losses = jax.lax.stop_gradient(losses.astype(preferences.dtype))
+        preferences = jnp.where(jnp.isfinite(losses), preferences, 0)
+        divisors = _divisors(losses, preferences > 0)
     else:
         divisors = jnp.ones_like(preferences)
     # The weights `a / p` of gradients `g / c` are `a / (p c)` in terms of `g`, which
@@ -118,16 +121,13 @@ def mgda(*, normalization: Normalization | None = None) -> Balancer:
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         losses = None
-        if normalization in ("loss", "loss+"):
-            how = "pass them as the third argument of update, or losses= to balance's"
-            params = required(params, "losses", f"mgda({normalization=})", how)
-            losses = layout_of(updates).vector("losses", params)
-
-        def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
-            return mgda_weights(
-                gramian, preferences, losses=losses, normalization=normalization
-            )
-
+        if normalization in _BY_LOSS:
+            name = f"mgda({normalization=})"
+            layout, losses, preferences = read_losses(name, updates, params)
+            updates = layout.tree(preferences)
+        rule = functools.partial(
+            mgda_weights, losses=losses, normalization=normalization
+        )
         balancer = gramian_weighting("mgda", rule)
         return balancer.update(updates, state, params, **extra_args)
 
@@ -137,7 +137,7 @@ def mgda(*, normalization: Normalization | None = None) -> Balancer:
 def _divisors(losses: jax.Array, active: jax.Array) -> jax.Array:
     """What the losses divide by, up to a factor: from 1 to 1e12."""
     largest = jnp.max(jnp.where(active, losses, 0))
-    relative = losses / jnp.where(largest > 0, largest, 1)
+    relative = losses / positive(largest)
     divisors = jnp.where(active, jnp.maximum(relative, _MIN_DIVISOR), 1)
     # Only ratios matter, and preferences may be too small for factors less than one.
     return divisors / jnp.min(divisors)

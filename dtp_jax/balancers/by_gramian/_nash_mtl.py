@@ -1,5 +1,7 @@
 """Nash-MTL: task weights as a bargaining game."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -45,8 +47,7 @@ def nash_mtl_weights(
         return weights
     cosines, norms = linalg.correlation(gramian)
     lengths = weights * norms
-    squared = jnp.sum(lengths * jnp.matmul(cosines, lengths, precision="highest"))
-    norm = jnp.sqrt(jnp.maximum(squared, 0))
+    norm = jnp.sqrt(jnp.maximum(linalg.squared_norm(cosines, lengths), 0))
     return weights * (max_norm / jnp.maximum(norm, max_norm))
 
 
@@ -70,7 +71,9 @@ def nash_mtl(*, max_norm: jax.typing.ArrayLike | None = 1.0) -> Balancer:
         max_norm: Weights are scaled down where the norm of ``d`` would exceed it;
             positive. The exact ``d`` has the norm ``sqrt(sum_t p_t)``, whatever the
             gradients, so 1.0 fixes it unless preferences are small. None for the exact
-            ``d``.
+            ``d``. Inside ``every_k`` it bounds ``d`` in the steps that refresh the
+            weights only; between them gradients grow while the weights stay, and
+            ``optax.clip_by_global_norm`` after `balance` bounds every step.
 
     Returns:
         A balancer. Instead of zero, which would mean "not active", an active task gets
@@ -101,10 +104,7 @@ def nash_mtl(*, max_norm: jax.typing.ArrayLike | None = 1.0) -> Balancer:
         heads="weights")``, the default, is the paper's.
     """
     _check_max_norm(max_norm)
-
-    def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
-        return nash_mtl_weights(gramian, preferences, max_norm=max_norm)
-
+    rule = functools.partial(nash_mtl_weights, max_norm=max_norm)
     return gramian_weighting("nash_mtl", rule)
 
 

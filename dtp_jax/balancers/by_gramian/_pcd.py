@@ -8,13 +8,9 @@ import jax.numpy as jnp
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number, check_scalar
 from dtp_jax._core.layout import layout_of, per_task
-from dtp_jax._core.linalg import correlation, subproblem
+from dtp_jax._core.linalg import correlation, positive, squared_norm, subproblem
 from dtp_jax._core.reads import gramian_of
-from dtp_jax.solvers import nonnegative_quadratic
-
-# What a constraint may miss, relative to its multiplier. It only counts where
-# constraints exclude each other, and bounds the weights there.
-_SOFTNESS = 1e-5
+from dtp_jax.solvers._quadratic import softened_quadratic
 
 
 class PcdState(NamedTuple):
@@ -58,29 +54,30 @@ def pcd_weights(
     num_tasks = preferences.size
     cosines, norms = correlation(gramian)
     scales = norms if scales is None else jnp.asarray(scales, norms.dtype)
-    lengths = preferences * jnp.where(scales > 0, norms / _positive(scales), 0)
+    lengths = preferences * jnp.where(scales > 0, norms / positive(scales), 0)
     first = jnp.arange(num_tasks) == primary
     # A task without a gradient cannot be asked for progress.
     others = ~first & (lengths > 0)
 
     # The multipliers of unit gradients, relative to the length of the primary one.
     lead = lengths[primary]
-    relative = jnp.where(others, lengths / _positive(lead), 0)
+    relative = jnp.where(others, lengths / positive(lead), 0)
     wanted = jnp.asarray(tau, norms.dtype) * relative
     matrix = jnp.where(others[:, None] & others[None, :], cosines, 0)
-    matrix = jnp.where(jnp.eye(num_tasks, dtype=bool), 1 + _SOFTNESS, matrix)
+    matrix = jnp.where(jnp.eye(num_tasks, dtype=bool), 1, matrix)
     linear = jnp.where(others, cosines[primary] - wanted, 0)
     size = jnp.maximum(jnp.max(jnp.abs(linear)), 1)
-    found, _ = nonnegative_quadratic(matrix, (linear / size)[None])
-    parts = jnp.where(first, 1, jnp.where(others, found[0] * size, 0))
+    found = softened_quadratic(matrix, linear / size)
+    parts = jnp.where(first, 1, jnp.where(others, found * size, 0))
 
     # The step gets the length of the gradient of the primary task.
-    squared = jnp.sum(parts * jnp.matmul(cosines, parts, precision="highest"))
-    # Parts that cancel leave rounding, which must not be blown up to full length.
-    noise = 32 * jnp.finfo(norms.dtype).eps * jnp.sum(parts)
-    step = jnp.sqrt(jnp.maximum(squared, noise**2))
+    squared = squared_norm(cosines, parts)
+    # Parts that cancel leave rounding, and a root of it in the length. That must not be
+    # blown up to full length.
+    noise = 2 * jnp.finfo(norms.dtype).eps * jnp.sum(parts) ** 2
+    step = jnp.sqrt(jnp.maximum(squared, noise))
     length = preferences[primary] * norms[primary]
-    weights = (parts / step) * (length / _positive(norms))
+    weights = (parts / step) * (length / positive(norms))
     return jnp.where((lead > 0) & (parts > 0), weights, 0)
 
 
@@ -101,7 +98,9 @@ def pcd(
 
     for the other tasks j, and then gets the length of ``g_1``. Preferences scale the
     ``h_t``. A zero primary gradient gives a zero step. Where the constraints exclude
-    each other they are missed by as little as possible, in the least-squares sense.
+    each other they are missed by as little as possible, in the least-squares sense;
+    elsewhere they hold to rounding. Where nothing is left of the step but rounding, as
+    with gradients within 1e-3 of opposite in float32, it is shorter than ``g_1``.
 
     `update` needs the task gradients, which `balance` supplies.
 
@@ -180,7 +179,3 @@ def pcd(
         return layout.tree(nonzero(weights, preferences)), new
 
     return transformation(init, update)
-
-
-def _positive(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1)

@@ -1,5 +1,6 @@
 """Gradient surgery: projecting conflicting gradients."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import optax
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, gramian_weighting, transformation
-from dtp_jax._core.reads import required
+from dtp_jax._core.reads import stream_of
 
 # Folded into the key, so that several links of a chain may share one.
 _STREAM = 0x7063
@@ -39,7 +40,7 @@ def pcgrad_weights(
     gramian, preferences = linalg.subproblem(gramian, preferences)
     cosines, norms = linalg.correlation(gramian)
     added = _added_by_surgery(cosines, preferences * norms, key)
-    return preferences + jnp.where(norms > 0, added / jnp.where(norms > 0, norms, 1), 0)
+    return preferences + jnp.where(norms > 0, added / linalg.positive(norms), 0)
 
 
 def pcgrad() -> Balancer:
@@ -96,12 +97,8 @@ def pcgrad() -> Balancer:
         key: Any = None,
         **extra_args: Any,
     ) -> tuple[Any, Any]:
-        how = "pass key=, a new jax.random.key in each step, to update"
-        stream = jax.random.fold_in(required(key, "key", "pcgrad", how), _STREAM)
-
-        def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
-            return pcgrad_weights(gramian, preferences, key=stream)
-
+        stream = stream_of(key, _STREAM, "pcgrad")
+        rule = functools.partial(pcgrad_weights, key=stream)
         balancer = gramian_weighting("pcgrad", rule)
         return balancer.update(updates, state, params, **extra_args)
 

@@ -47,6 +47,10 @@ def upgrad() -> Balancer:
     exactly, for gradients of any lengths. Preferences scale the gradients: with ``p =
     1 / T`` the step is mean-like, with ones it is T times as long.
 
+    Rounding leaves ``<g_t, d> >= -4e-6 norm(g_t) sum_s w_s norm(g_s)`` in float32. With
+    more tasks than the gradients have rank, often no step agrees with all tasks. The
+    exact step is then zero, and what is left of it is rounding.
+
     `update` needs the task gradients, which `balance` supplies.
 
     Returns:

@@ -64,7 +64,8 @@ def imtl_l(
         IMTL-L, with e as the base of the exponential. On a fixed
         sequence and with the same optimizer the weights agree with gradient descent on
         the paper's objective to rounding, up to the bound. Heads:
-        ``balance(..., heads="weights")``.
+        ``balance(..., heads="weights")``. For the paper's whole IMTL see `imtl_g`: a
+        chain of the two is another method.
     """
     check_scalar("bound", bound, low=0, open_low=True)
     inner = optax.adam(1e-2) if optimizer is None else optimizer

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from dtp_jax._core.balancer import SMALLEST_WEIGHT, Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import layout_of
+from dtp_jax._core.linalg import positive
 from dtp_jax._core.reads import required_gradients, squared_norms_of
 from dtp_jax.gradients import (
     Shared,
@@ -48,7 +49,8 @@ def excess_mtl(
 
     A noisy task has a large loss, but no large excess risk. Weights on the simplex
     follow, ``w_t <- w_t exp(step_size e_t / b_t)``, then divided by their sum, with the
-    baseline b the first excess risk of the task. So the first step leaves them uniform.
+    baseline b the first excess risk of the task. So the first step leaves them uniform,
+    unless a gradient is zero: its task starts ``exp(-step_size)`` below the others.
 
     The paper's rule is the first, whose state is as large as the stacked gradients, in
     float32. The second, ours, takes one number per task. Both give the same weights for
@@ -168,5 +170,5 @@ def _squared_rows(task_gradients: Any, like: list[jax.Array]) -> list[jax.Array]
 
 def _excess_risks(squared: jax.Array, totals: jax.Array) -> jax.Array:
     # A sum that holds the square itself is zero only where the square is.
-    roots = jnp.sqrt(jnp.where(totals > 0, totals, 1))
+    roots = jnp.sqrt(positive(totals))
     return jnp.sum(squared / roots, axis=tuple(range(1, squared.ndim)))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dtp_jax import TaskGradients, task_gradients
 from dtp_jax.balancers.by_gramian import _config
 from tests.solvers import problems
 
@@ -62,6 +63,66 @@ def test_a_negative_sum_of_projections_turns_the_step_round() -> None:
     assert expected[0] > 1
     found = np.asarray(rule(gram(rows), ONES), np.float64) @ rows
     np.testing.assert_allclose(found, expected, atol=1e-2)
+
+
+def directions(balancer: Any) -> Any:
+    """The steps for stacked rows [N, T, P], and for rows that the Gramian keeps."""
+
+    def stacked(rows: jax.Array) -> jax.Array:
+        gradients = TaskGradients.from_stacked(rows)
+        ones = jnp.ones(rows.shape[0])
+        return balancer.update(ones, (), ones, task_gradients=gradients)[0]
+
+    def kept(rows: jax.Array) -> jax.Array:
+        # Linear losses, whose gradients are the rows.
+        gradients = task_gradients(lambda params: rows @ params)(rows[0])
+        ones = jnp.ones(rows.shape[0])
+        return balancer.update(ones, (), ones, task_gradients=gradients)[0]
+
+    return jax.jit(jax.vmap(lambda rows: jnp.stack([stacked(rows), kept(rows)])))
+
+
+def test_rows_at_hand_save_the_digits_that_the_gramian_loses() -> None:
+    # Normal 4 x 3 matrices, whose Gramian has rank 3: the unit gradients have condition
+    # numbers up to 500, their correlations the square of it.
+    rows = np.random.default_rng(0).normal(size=(4000, 4, 3)).astype(np.float32)[3400:]
+    exact, eps = rows.astype(np.float64), np.finfo(np.float32).eps
+    expected = np.stack([by_definition(matrix, ONES) for matrix in exact])
+    sizes = np.linalg.norm(expected, axis=1)
+    units = exact / np.linalg.norm(exact, axis=2, keepdims=True)
+    values = np.linalg.svd(units, compute_uv=False)
+    condition = values[:, 0] / values[:, -1]
+    # The length of the step is a sum of projections, in which all may cancel but the
+    # rounding of each.
+    cancelled = np.linalg.norm(exact, axis=2).sum(axis=1) / sizes
+    bound = 8 * eps * (condition + cancelled)
+    weights = np.asarray(directions(config())(jnp.asarray(rows)), np.float64)
+    for each in np.swapaxes(weights, 0, 1):
+        found = np.einsum("nt,ntp->np", each, exact)
+        error = np.linalg.norm(found - expected, axis=1) / sizes
+        assert (error < bound).all()
+    # The Gramian alone does not tell so much: relative errors reach a thousandth.
+    weights = jax.jit(jax.vmap(_config.config_weights))(
+        jnp.asarray(exact @ exact.swapaxes(1, 2), jnp.float32)
+    )
+    found = np.einsum("nt,ntp->np", np.asarray(weights, np.float64), exact)
+    assert (np.linalg.norm(found - expected, axis=1) / sizes > bound).any()
+
+
+def test_rows_of_tasks_that_are_not_active_may_hold_anything() -> None:
+    rows = problems.draw(problems.near_parallel, 4, 20, 0, 1).astype(np.float32)
+    preferences = jnp.array([1.0, 0.0, 2.0, 1.0])
+
+    def step(rows: jax.Array) -> jax.Array:
+        gradients = TaskGradients.from_stacked(rows)
+        weights, _ = config().update(preferences, (), task_gradients=gradients)
+        return weights
+
+    expected = jax.jit(step)(jnp.asarray(rows))
+    for broken in (np.nan, np.inf):
+        rows[1] = broken
+        found = jax.jit(step)(jnp.asarray(rows))
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_no_step_where_there_is_no_direction() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dtp_jax import TaskGradients
 from dtp_jax._core import linalg
-from dtp_jax.balancers import mgda_weights
+from dtp_jax.balancers import dual_projection_weights, mgda_weights
 from dtp_jax.balancers.by_gramian import _fair_grad
 from dtp_jax.balancers.by_gramian._fair_grad import fair_grad_weights
 from dtp_jax.balancers.by_gramian._nash_mtl import nash_mtl_weights
@@ -105,10 +105,40 @@ def test_alpha_may_be_scheduled() -> None:
         np.testing.assert_allclose(weights, expected, rtol=1e-4)
 
 
+def test_zero_is_the_sum_whatever_the_gradients() -> None:
+    rows = rows_of().at[2].set(0)
+    for conflicting in (rows, rows.at[1].set(-2 * rows[3]), 0 * rows):
+        weights = fair_grad_weights(linalg.gram(conflicting), alpha=0.0)
+        np.testing.assert_array_equal(weights @ conflicting, sum(conflicting))
+    preferences = jnp.array([0.5, 2.0, 0.0, 0.2])
+    weights = fair_grad_weights(linalg.gram(rows), preferences, alpha=0.0)
+    np.testing.assert_array_equal(weights, preferences)
+
+
+def test_zero_may_be_scheduled() -> None:
+    injected: Any = optax.inject_hyperparams(fair_grad)
+    link, rows = injected(alpha=lambda step: 1.0 - step), rows_of()
+    gradients = TaskGradients.from_stacked(rows)
+    state = link.init(jnp.ones(4))
+    for alpha in (1.0, 0.0):
+        weights, state = link.update(jnp.ones(4), state, task_gradients=gradients)
+        expected = fair_grad_weights(linalg.gram(rows), alpha=alpha)
+        np.testing.assert_allclose(weights, expected, rtol=1e-4)
+
+
+def test_near_zero_conflicts_are_projected_away() -> None:
+    # The second gradient conflicts with the sum, which it would get at zero itself.
+    gramian = jnp.array([[9.0, -3.0], [-3.0, 2.0]])
+    expected = dual_projection_weights(gramian)
+    np.testing.assert_allclose(expected, [1, 1.5], rtol=1e-6)
+    weights = fair_grad_weights(gramian, alpha=1e-3)
+    np.testing.assert_allclose(weights, expected, rtol=2e-2)
+
+
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match=r"alpha must be a number in \(0, inf\)"):
-        fair_grad(alpha=0.0)
-    with pytest.raises(ValueError, match=r"alpha must be a number in \(0, inf\)"):
+    with pytest.raises(ValueError, match=r"alpha must be a number in \[0, inf\)"):
+        fair_grad(alpha=-0.1)
+    with pytest.raises(ValueError, match=r"alpha must be a number in \[0, inf\)"):
         fair_grad_weights(jnp.eye(2), alpha=-1.0)
     ones = jnp.ones(2)
     with pytest.raises(ValueError, match="fair_grad needs `task_gradients`"):

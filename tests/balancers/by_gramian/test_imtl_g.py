@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dtp_jax import TaskGradients, task_gradients
 from dtp_jax.balancers.by_gramian import _imtl_g
 from tests.solvers import problems
+from tests.toys import balance
 
 imtl_g: Any = _imtl_g.imtl_g
 rule = jax.jit(_imtl_g.imtl_g_weights)
@@ -80,6 +82,72 @@ def test_where_the_sum_is_zero_lengths_are_equal() -> None:
     weights = rule(jnp.zeros((4, 4)), jnp.array([1.0, 2.0, 0.0, 1.0]))
     np.testing.assert_allclose(weights, [0.25, 0.5, 0, 0.25], rtol=1e-6)
     np.testing.assert_array_equal(rule(jnp.eye(4), jnp.zeros(4)), 0)
+
+
+def test_rows_at_hand_save_the_digits_that_the_gramian_loses() -> None:
+    rows = np.stack(
+        [problems.draw(problems.near_parallel, 4, 20, seed, 0) for seed in range(50)]
+    ).astype(np.float32)
+    exact, eps = np.abs(rows.astype(np.float64)), np.finfo(np.float32).eps
+
+    def step(rows: jax.Array) -> jax.Array:
+        gradients = TaskGradients.from_stacked(rows)
+        return imtl_g().update(ONES, (), task_gradients=gradients)[0]
+
+    weights = jax.jit(jax.vmap(step))(jnp.abs(jnp.asarray(rows)))
+    for matrix, found in zip(exact, np.asarray(weights, np.float64), strict=True):
+        norms = np.linalg.norm(matrix, axis=1)
+        units = matrix / norms[:, None]
+        coefficients = np.linalg.solve(units @ units.T, np.ones(4)) / norms
+        expected = coefficients / coefficients.sum() @ matrix
+        values = np.linalg.svd(units, compute_uv=False)
+        cancelled = np.abs(coefficients).sum() / abs(coefficients.sum())
+        bound = 16 * eps * cancelled * values[0] / values[-1]
+        error = np.linalg.norm(found @ matrix - expected) / np.linalg.norm(expected)
+        assert error < bound
+
+
+def test_the_whole_imtl_of_the_paper() -> None:
+    rng = np.random.default_rng(0)
+    trunk, head = rng.normal(size=(3, 5)), rng.normal(size=3)
+    scales = np.array([0.3, -1.0, 0.5])
+    names = ("a", "b", "c")
+
+    def losses_fn(params: Any) -> Any:
+        found = {}
+        for number, name in enumerate(names):
+            loss = jnp.sum(jnp.asarray(trunk[number]) * params["trunk"]) + 2.0
+            loss += head[number] * params["heads"][name]
+            s = params["log_scales"][name]
+            found[name] = jnp.exp(s) * loss - s
+        return found
+
+    params = {
+        "trunk": jnp.zeros(5),
+        "heads": dict.fromkeys(names, 0.0),
+        "log_scales": dict(zip(names, scales.tolist(), strict=True)),
+    }
+    shared = {"trunk": True, "heads": False, "log_scales": False}
+    link = balance(imtl_g(), names, heads="preferences")
+    gradients = task_gradients(losses_fn, shared=shared)(params)
+    updates, _ = link.update(gradients, link.init(params), params)
+
+    # Its algorithm: alpha from the gradients of the scaled losses by the closed form;
+    # the heads and the scales follow their own gradients.
+    scaled = np.exp(scales)[:, None] * trunk
+    units = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    differences, turns = scaled[0] - scaled[1:], units[0] - units[1:]
+    others = scaled[0] @ turns.T @ np.linalg.inv(differences @ turns.T)
+    alpha = np.append(1 - others.sum(), others)
+    np.testing.assert_allclose(updates["trunk"], alpha @ scaled, rtol=1e-5)
+    of_heads = [updates["heads"][name] for name in names]
+    np.testing.assert_allclose(of_heads, np.exp(scales) * head, rtol=1e-6)
+    of_scales = [updates["log_scales"][name] for name in names]
+    np.testing.assert_allclose(of_scales, np.exp(scales) * 2.0 - 1, rtol=1e-6)
+    # The chain asks for unequal projections instead.
+    weights = rule(jnp.pad(gram(trunk), (0, 1)), jnp.append(np.exp(scales), 0.0))
+    found = projections(trunk, weights[:3])
+    np.testing.assert_allclose(found / found[0], np.exp(scales - scales[0]), rtol=1e-4)
 
 
 def test_preferences_of_any_size() -> None:

@@ -162,6 +162,35 @@ def test_losses_reach_the_rule() -> None:
         np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("normalization", ["loss", "loss+"])
+def test_a_loss_that_is_not_finite_leaves_the_others_alone(normalization: Any) -> None:
+    rows, losses = problem()
+    rest = np.array([0, 1, 3])
+    gramian = linalg.gram(rows)
+    expected = rules(
+        gramian[rest][:, rest], losses=losses[rest], normalization=normalization
+    )
+    balancer, ones = balancers.mgda(normalization=normalization), jnp.ones(4)
+    gradients = TaskGradients.from_stacked(rows)
+    for broken in (jnp.nan, jnp.inf, -jnp.inf):
+        wrong = losses.at[2].set(broken)
+        pure = rules(gramian, losses=wrong, normalization=normalization)
+        stepped, _ = balancer.update(
+            ones, balancer.init(ones), wrong, task_gradients=gradients
+        )
+        for found in (pure, stepped):
+            np.testing.assert_allclose(found[rest], expected, rtol=1e-6)
+            assert found[2] == 0
+    # Of two tasks the healthy one has all the weight.
+    alone, _ = balancer.update(
+        jnp.ones(2),
+        balancer.init(jnp.ones(2)),
+        jnp.array([jnp.nan, 1.0]),
+        task_gradients=TaskGradients.from_stacked(jnp.eye(2)),
+    )
+    np.testing.assert_array_equal(alone, [0, 1])
+
+
 def test_float64() -> None:
     with jax.enable_x64(True):
         weights = mgda_weights(jnp.diag(jnp.array([4.0, 1.0, 1.0])))
@@ -179,5 +208,5 @@ def test_missing_or_wrong_arguments() -> None:
         balancers.mgda().update(ones, (), ones)
     gradients = TaskGradients.from_stacked(jnp.eye(2))
     balancer = balancers.mgda(normalization="loss")
-    with pytest.raises(ValueError, match=r"needs `losses`.*losses= to balance's"):
+    with pytest.raises(ValueError, match=r"'loss'\) needs `losses`.*pass a TaskGrad"):
         balancer.update(ones, (), task_gradients=gradients)

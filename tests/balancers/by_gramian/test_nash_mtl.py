@@ -10,6 +10,7 @@ from dtp_jax import TaskGradients
 from dtp_jax._core import linalg
 from dtp_jax.balancers.by_gramian import _nash_mtl
 from dtp_jax.balancers.by_gramian._nash_mtl import nash_mtl_weights
+from dtp_jax.curricula import every_k
 from tests.toys import balance, balancers
 
 # The types of optax do not admit a TaskGradients.
@@ -98,6 +99,17 @@ def test_max_norm_may_be_scheduled() -> None:
     for norm in (1.0, 0.5):
         weights, state = link.update(jnp.ones(4), state, task_gradients=gradients)
         np.testing.assert_allclose(jnp.linalg.norm(weights @ rows), norm, rtol=1e-4)
+
+
+def test_between_refreshes_the_norm_is_that_of_the_gradients_now() -> None:
+    balancer: Any = every_k(nash_mtl(max_norm=1.0), 2)
+    ones, rows = jnp.ones(4), rows_of()
+    state, norms = balancer.init(ones), []
+    for scale in (1.0, 3.0, 3.0):
+        gradients = TaskGradients.from_stacked(scale * rows)
+        weights, state = balancer.update(ones, state, task_gradients=gradients)
+        norms.append(jnp.linalg.norm(scale * weights @ rows))
+    np.testing.assert_allclose(norms, [1, 3, 1], rtol=1e-4)
 
 
 def test_priorities_bargain() -> None:

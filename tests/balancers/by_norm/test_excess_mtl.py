@@ -89,6 +89,15 @@ def test_the_first_step_and_equal_tasks_leave_the_weights_uniform() -> None:
         np.testing.assert_allclose(found, 1 / 3, rtol=1e-5)
 
 
+def test_a_zero_gradient_at_the_start_leaves_its_task_behind() -> None:
+    rows = np.broadcast_to(ROWS[0], (2, 3, SIZE)).copy()
+    rows[0, 1] = 0
+    for _, found in run(rows, step_size=0.5):
+        np.testing.assert_allclose(found[0, 1] / found[0, [0, 2]], np.exp(-0.5), 1e-5)
+        # Its first gradient is worth as much as that of any other.
+        np.testing.assert_allclose(found[0, 0], found[0, 2], rtol=1e-6)
+
+
 def test_the_slowest_task_gains() -> None:
     # The gradients of one task stay as they are, those of the others vanish.
     rows = np.broadcast_to(ROWS[0], (20, 3, SIZE)).copy()
