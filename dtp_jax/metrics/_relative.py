@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dtp_jax._core.checks import check_last_axis, check_number
+from dtp_jax._core.numerics import as_floats, exact
 
 from ._errors import bounded_error
-from ._inputs import as_floats, check_integers, valid_of
+from ._inputs import check_integers, valid_of
 from ._overlap import mean_box_iou
 
 
@@ -132,7 +133,7 @@ def chance_accuracy(labels: ArrayLike, *, where: ArrayLike | None = None) -> jax
         >>> round(chance_accuracy(jnp.array([2, 0, 2])).item(), 4)
         0.6667
     """
-    labels = jnp.asarray(labels)
+    labels = exact(labels)
     check_integers("labels", labels)
     valid = valid_of(where, labels.shape).ravel()
     labels = labels.ravel()

@@ -44,8 +44,8 @@ def project_onto_dual_cone(
         The weights ``v``, like the targets, in float32 or in float64 if the Gramian is;
         and for each target how much they miss optimality: the largest of ``-<g_t, d> /
         |g_t|`` and ``min(<g_t, d> / |g_t|, (v_t - u_t) |g_t|)``, relative to ``max_s
-        |u_s| |g_s| + sum_s (v_s - u_s) |g_s|``. Rounding amounts to some 1e-7 of it, and
-        in rare cases of more tasks than rank to 1e-5.
+        |u_s| |g_s| + sum_s (v_s - u_s) |g_s|``. Rounding amounts to some 1e-7 of it,
+        and in rare cases of more tasks than rank to 1e-5.
 
     Raises:
         ValueError: If the shapes do not fit.

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from dtp_jax._core import linalg
+from dtp_jax._core.orders import visiting_orders
 
 
 def rows(*shape: int, seed: int = 0) -> jax.Array:
@@ -108,7 +109,7 @@ def test_gram_with_other_sharded_rows(kind: AxisType) -> None:
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 5])
 def test_visiting_orders_hold_the_other_tasks(num_tasks: int) -> None:
-    orders = linalg.visiting_orders(jax.random.key(3), num_tasks)
+    orders = visiting_orders(jax.random.key(3), num_tasks)
     assert orders.shape == (num_tasks - 1, num_tasks)
     assert orders.dtype == jnp.int32
     for task, column in enumerate(np.sort(orders, axis=0).T):
@@ -117,7 +118,7 @@ def test_visiting_orders_hold_the_other_tasks(num_tasks: int) -> None:
 
 def test_visiting_orders_are_uniform_and_independent() -> None:
     keys = jax.random.split(jax.random.key(0), 24000)
-    orders = jax.vmap(lambda key: linalg.visiting_orders(key, 4))(keys)
+    orders = jax.vmap(lambda key: visiting_orders(key, 4))(keys)
     # Two of the four tasks: six orders each, and 36 pairs of orders.
     names = np.asarray(orders).transpose(0, 2, 1) @ np.array([16, 4, 1])
     for events, cells in ((names[:, :1], 6), (names[:, 3:], 6), (names[:, 1:3], 36)):

@@ -9,6 +9,7 @@ from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import layout_of
+from dtp_jax._core.orders import visiting_orders
 from dtp_jax._core.reads import gramian_of, stream_of
 
 # Folded into the key, so that several links of a chain may share one.
@@ -164,7 +165,7 @@ def _vaccinated(
 ) -> tuple[jax.Array, jax.Array]:
     """What is added to each unit gradient, and the cosines it had, both ``[T, T]``."""
     num_tasks, tiny = known.size, jnp.sqrt(jnp.finfo(cosines.dtype).eps)
-    tasks, orders = jnp.arange(num_tasks), linalg.visiting_orders(key, num_tasks)
+    tasks, orders = jnp.arange(num_tasks), visiting_orders(key, num_tasks)
     slopes = similarities / jnp.sqrt(jnp.maximum(1 - similarities**2, 1e-12))
 
     def visit(changed: Any, pair: Any) -> tuple[Any, Any]:

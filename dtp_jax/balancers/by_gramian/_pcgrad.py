@@ -9,6 +9,7 @@ import optax
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, gramian_weighting, transformation
+from dtp_jax._core.orders import visiting_orders
 from dtp_jax._core.reads import stream_of
 
 # Folded into the key, so that several links of a chain may share one.
@@ -121,7 +122,7 @@ def _added_by_surgery(
         opposed = jnp.maximum(-along, 0)
         return products + opposed[:, None] * cosines[others], opposed
 
-    orders = linalg.visiting_orders(key, num_tasks)
+    orders = visiting_orders(key, num_tasks)
     _, opposed = jax.lax.scan(visit, cosines, orders)
     # Setting entries that are all different and summing them afterwards gives the same
     # bits on every device; adding up in place may not.

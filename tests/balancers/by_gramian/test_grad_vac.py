@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dtp_jax import TaskGradients
-from dtp_jax._core import linalg
+from dtp_jax._core.orders import visiting_orders
 from dtp_jax.balancers.by_gramian import _grad_vac
 from dtp_jax.balancers.by_gramian._pcgrad import pcgrad_weights
 
@@ -70,7 +70,7 @@ def test_the_definition() -> None:
         rows, similarities = problem(seed)
         weights, averages = over_keys(gramian_of(rows), similarities, preferences, beta)
         for index in range(4):
-            orders = np.asarray(linalg.visiting_orders(KEYS[index], 3)).T
+            orders = np.asarray(visiting_orders(KEYS[index], 3)).T
             scaled = preferences[:, None] * rows
             expected = [
                 vaccinated(scaled, task, orders[task], similarities, beta)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dtp_jax import TaskGradients
-from dtp_jax._core import linalg
+from dtp_jax._core.orders import visiting_orders
 from dtp_jax.balancers.by_gramian import _pcgrad
 
 pcgrad: Any = _pcgrad.pcgrad
@@ -75,7 +75,7 @@ def test_the_definition() -> None:
         found = over_keys(gramian_of(rows), jnp.asarray(preferences, jnp.float32))
         assert (found >= preferences - 1e-6).all()
         for index in range(3):
-            orders = np.asarray(linalg.visiting_orders(KEYS[index], 4)).T
+            orders = np.asarray(visiting_orders(KEYS[index], 4)).T
             expected = sum(projected(scaled, task, orders[task]) for task in range(4))
             direction = found[index].astype(np.float64) @ rows
             np.testing.assert_allclose(direction, expected, rtol=1e-4, atol=1e-4)
@@ -166,7 +166,7 @@ def test_the_balancer() -> None:
     found, _ = pcgrad().update(ONES, (), **given)
     # The key is not used as it is, so that another link may use it.
     key = jax.random.fold_in(given["key"], _pcgrad._STREAM)
-    orders = np.asarray(linalg.visiting_orders(key, 4)).T
+    orders = np.asarray(visiting_orders(key, 4)).T
     expected = sum(projected(rows, task, orders[task]) for task in range(4))
     np.testing.assert_allclose(found @ rows, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"pcgrad needs `key`.*new jax.random.key"):
