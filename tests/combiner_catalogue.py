@@ -21,10 +21,12 @@ class Combiner:
     Attributes:
         name: For the test's id.
         make: From the tasks and their number to the combiner.
+        dtype: Of losses and gradients.
     """
 
     name: str
     make: Callable[[Any, int], Any]
+    dtype: Any = jnp.float32
 
 
 def fixed(weights: Any) -> Any:
