@@ -23,12 +23,14 @@ class Combiner:
         make: From the tasks and their number to the combiner.
         variant: Whether it is left to the slow tests.
         static: The hyperparameters that `optax.inject_hyperparams` must not trace.
+        dtype: Of losses and gradients.
     """
 
     name: str
     make: Callable[[Any, int], Any]
     variant: bool = False
     static: tuple[str, ...] = ()
+    dtype: Any = jnp.float32
 
 
 def fixed(weights: Any) -> Any:

@@ -1,7 +1,8 @@
-"""What every combiner owes, whichever it is."""
+"""What every combiner owes, whichever it is; in float64, too, by the slow tests."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import chex
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dtp_jax import TaskGradients, task_gradients
@@ -22,12 +23,48 @@ NAMES = toys.NAMES
 STEPS = toys.random_steps(len(NAMES), num_steps=4)
 PARAMS = jnp.zeros(STEPS.jacobians.shape[-1])
 
-combiners = pytest.mark.parametrize("method", COMBINERS, ids=lambda method: method.name)
+# How far two ways to compute the same may lie apart: sums over the steps and the tasks
+# of products, which those that remember take over the parameters as well.
+ULPS = STEPS.losses.size * PARAMS.size
+
+IN_FLOAT64 = [
+    dataclasses.replace(method, name=f"{method.name}-float64", dtype=jnp.float64)
+    for method in COMBINERS
+]
+combiners = pytest.mark.parametrize(
+    "method",
+    [pytest.param(method, id=method.name) for method in COMBINERS]
+    + [
+        pytest.param(method, id=method.name, marks=pytest.mark.slow)
+        for method in IN_FLOAT64
+    ],
+)
+
+
+@pytest.fixture(autouse=True)
+def _precision(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Enables float64 for the methods that are tested in it."""
+    method = request.node.callspec.params["method"]
+    with jax.enable_x64(method.dtype == jnp.float64):
+        yield
+
+
+def cast(method: Combiner, tree: Any) -> Any:
+    """The floats in the dtype of the method."""
+    return jax.tree.map(
+        lambda x: x.astype(method.dtype) if x.dtype == jnp.float32 else x, tree
+    )
+
+
+def tasks_of(method: Combiner, names: tuple[str, ...]) -> Any:
+    if method.dtype == jnp.float64:
+        return dict.fromkeys(names, np.float64(0))
+    return names
 
 
 @functools.cache
 def runner(method: Combiner, names: tuple[str, ...]) -> Any:
-    link = method.make(names, len(names))
+    link = method.make(tasks_of(method, names), len(names))
 
     @jax.jit
     def run(steps: toys.Steps, mask: jax.Array, **extra_args: Any) -> Any:
@@ -39,7 +76,7 @@ def runner(method: Combiner, names: tuple[str, ...]) -> Any:
             )
             return state, gradient
 
-        params = jnp.zeros(steps.jacobians.shape[-1])
+        params = jnp.zeros_like(steps.jacobians[0, 0])
         state, gradients = jax.lax.scan(one, link.init(params), steps)
         return gradients, state
 
@@ -55,7 +92,7 @@ def run(
 ) -> tuple[jax.Array, Any]:
     names = names[: steps.losses.shape[1]]
     mask = jnp.array([True] * len(names) if active is None else active)
-    return runner(method, names)(steps, mask, **extra_args)
+    return runner(method, names)(cast(method, steps), mask, **extra_args)
 
 
 def at(steps: toys.Steps, index: int) -> toys.Steps:
@@ -63,11 +100,11 @@ def at(steps: toys.Steps, index: int) -> toys.Steps:
 
 
 def make(method: Combiner) -> Any:
-    return method.make(NAMES, len(NAMES))
+    return method.make(tasks_of(method, NAMES), len(NAMES))
 
 
 def assert_close(found: Any, expected: Any) -> None:
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+    toys.assert_close(found, expected, ulps=ULPS)
 
 
 @combiners
@@ -79,18 +116,19 @@ def test_jit_vmap_and_scan_agree(method: Combiner) -> None:
         return state, gradient
 
     jitted = jax.jit(one)
-    start = state = link.init(PARAMS)
+    steps = cast(method, STEPS)
+    start = state = link.init(cast(method, PARAMS))
     found = []
     for index in range(2):
-        state, gradient = jitted(state, at(STEPS, index))
+        state, gradient = jitted(state, at(steps, index))
         chex.assert_trees_all_equal_shapes_and_dtypes(state, start)
         found.append(gradient)
     assert toys.num_compilations(jitted) == 1
     for leaf in jax.tree.leaves(state):
-        assert leaf.dtype in (jnp.float32, jnp.int32)
+        assert leaf.dtype in (method.dtype, jnp.int32)
         assert not leaf.weak_type
     assert_close(run(method, STEPS)[0][:2], jnp.stack(found))
-    two = jax.tree.map(lambda x: np.stack([x, x]), (start, at(STEPS, 0)))
+    two = jax.tree.map(lambda x: np.stack([x, x]), (start, at(steps, 0)))
     _, batch = jax.jit(jax.vmap(one))(*two)
     assert_close(batch, jnp.stack([found[0], found[0]]))
 
@@ -129,8 +167,7 @@ def test_a_single_task_keeps_its_direction(method: Combiner) -> None:
     gradients, _ = run(method, steps)
     lengths = jnp.linalg.norm(gradients, axis=1)
     row = steps.jacobians[0, 0]
-    expected = lengths * jnp.linalg.norm(row)
-    np.testing.assert_allclose(gradients @ row, expected, rtol=1e-5)
+    assert_close(gradients @ row, lengths * jnp.linalg.norm(row))
     assert (lengths > 0).all()
 
 
@@ -140,7 +177,7 @@ def test_an_absent_task_has_no_influence(method: Combiner) -> None:
     found, _ = run(method, STEPS, active=[task in present for task in range(4)])
     names = tuple(NAMES[task] for task in present)
     expected, _ = run(method, toys.select(STEPS, present), names)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert_close(found, expected)
 
 
 @combiners
@@ -152,10 +189,10 @@ def test_a_bad_task_is_dropped_and_poisons_no_state(
     by_row, state = run(
         method, STEPS._replace(jacobians=STEPS.jacobians.at[:, 2, 5].set(bad))
     )
-    np.testing.assert_allclose(by_row, masked, rtol=1e-6)
+    assert_close(by_row, masked)
     chex.assert_tree_all_finite(state)
     by_loss, state = run(method, STEPS._replace(losses=STEPS.losses.at[:, 2].set(bad)))
-    np.testing.assert_allclose(by_loss, masked, rtol=1e-6)
+    assert_close(by_loss, masked)
     chex.assert_tree_all_finite(state)
 
 
@@ -163,13 +200,13 @@ def test_a_bad_task_is_dropped_and_poisons_no_state(
 def test_without_any_task_nothing_moves(method: Combiner) -> None:
     gradients, state = run(method, STEPS, active=[False] * 4)
     assert not gradients.any()
-    chex.assert_trees_all_close(state, make(method).init(PARAMS))
+    toys.assert_close(state, make(method).init(cast(method, PARAMS)), ulps=1)
 
 
 @combiners
 def test_equivariant_to_the_order_of_tasks(method: Combiner) -> None:
     found, _ = run(method, toys.select(STEPS, [2, 0, 3, 1]))
-    np.testing.assert_allclose(found, run(method, STEPS)[0], rtol=1e-4, atol=1e-5)
+    assert_close(found, run(method, STEPS)[0])
 
 
 @combiners
@@ -177,16 +214,17 @@ def test_state_survives_serialization(method: Combiner) -> None:
     link = make(method)
     _, state = run(method, STEPS)
     data = flax.serialization.to_bytes(state)
-    restored = flax.serialization.from_bytes(link.init(PARAMS), data)
+    params = cast(method, PARAMS)
+    restored = flax.serialization.from_bytes(link.init(params), data)
     chex.assert_trees_all_equal(restored, state)
     if jax.tree.leaves(state):
-        two = method.make(NAMES[:2], 2).init(PARAMS)
+        two = method.make(tasks_of(method, NAMES[:2]), 2).init(params)
         with pytest.raises(ValueError, match="does not fit the 4 tasks a, b, c, d"):
-            toys.update(link, two, at(STEPS, 0), NAMES)
+            toys.update(link, two, at(cast(method, STEPS), 0), NAMES)
 
 
 def losses_fn(params: Any, bad: jax.Array) -> dict[str, jax.Array]:
-    hidden = jnp.tanh(params["trunk"].astype(jnp.float32))
+    hidden = jnp.tanh(params["trunk"].astype(params["heads"]["a"].dtype))
     heads = params["heads"].items()
     losses = {name: jnp.sum((hidden @ head - 1.0) ** 2) for name, head in heads}
     # The loss is finite and its derivative is not.
@@ -201,9 +239,10 @@ MODEL = {
 
 @combiners
 def test_trains_a_model_in_which_one_task_is_bad(method: Combiner) -> None:
-    link = method.make(list("abc"), 3)
+    link = method.make(tasks_of(method, ("a", "b", "c")), 3)
+    model = cast(method, MODEL)
     # Those that remember are told what is shared, in their own tests.
-    remembers = bool(jax.tree.leaves(link.init(MODEL).memory))
+    remembers = bool(jax.tree.leaves(link.init(model).memory))
     shared = None if remembers else {"trunk": True, "heads": False}
     tx = optax.chain(link, optax.adam(0.1))
 
@@ -219,22 +258,31 @@ def test_trains_a_model_in_which_one_task_is_bad(method: Combiner) -> None:
             key=jax.random.key(1),
         )
 
-    state = tx.init(MODEL)
-    bad = step(MODEL, state, 0.0, True)
+    state = tx.init(model)
+    bad = step(model, state, 0.0, True)
     chex.assert_tree_all_finite(bad)
-    chex.assert_trees_all_close(bad, step(MODEL, state, 1.0, False), rtol=1e-5)
-    chex.assert_trees_all_equal_shapes_and_dtypes(bad[0], MODEL)
+    # The same numbers go through the same program.
+    toys.assert_close(bad, step(model, state, 1.0, False), ulps=2)
+    chex.assert_trees_all_equal_shapes_and_dtypes(bad[0], model)
 
 
 @combiners
-def test_eight_devices_do_what_one_does(method: Combiner) -> None:
-    params = {"everywhere": PARAMS, "spread": jnp.zeros((*PARAMS.shape, 2, 8))}
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(AxisType.Explicit, id="explicit"),
+        pytest.param(AxisType.Auto, id="auto", marks=pytest.mark.slow),
+    ],
+)
+def test_eight_devices_do_what_one_does(method: Combiner, kind: AxisType) -> None:
+    steps, flat = cast(method, (at(STEPS, 0), PARAMS))
+    params = {"everywhere": flat, "spread": jnp.zeros((*flat.shape, 2, 8), flat.dtype)}
     spec = {"everywhere": P(), "spread": P(None, None, "d")}
     row_spec = {"everywhere": P(), "spread": P(None, None, None, "d")}
-    rows = STEPS.jacobians[0]
-    wave = jnp.cos(jnp.arange(16.0).reshape(2, 8))
-    gradients = {"everywhere": rows, "spread": rows[..., None, None] * wave}
-    losses, kpis, key = STEPS.losses[0], STEPS.kpis[0], jax.random.key(3)
+    wave = jnp.cos(jnp.arange(16, dtype=flat.dtype).reshape(2, 8))
+    spread = steps.jacobians[..., None, None] * wave
+    gradients = {"everywhere": steps.jacobians, "spread": spread}
+    losses, kpis, key = steps.losses, steps.kpis, jax.random.key(3)
 
     # Here by names, nothing compiled around it.
     named = TaskGradients.from_stacked(gradients, by_name(losses))
@@ -242,7 +290,8 @@ def test_eight_devices_do_what_one_does(method: Combiner) -> None:
     expected = link.update(named, link.init(params), kpis=by_name(kpis), key=key)
 
     # There by numbers, and with arguments that are of no concern to it.
-    mesh, link = jax.make_mesh((8,), ("d",)), method.make(4, 4)
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(kind,))
+    link = method.make(4 if method.dtype == jnp.float32 else np.zeros(4), 4)
 
     @jax.jit
     def one(state: Any, rows: Any, params: Any) -> Any:
@@ -254,14 +303,11 @@ def test_eight_devices_do_what_one_does(method: Combiner) -> None:
         return jax.device_put(tree, shardings)
 
     with jax.set_mesh(mesh):
-        found = one(
-            put(link.init(params), P()), put(gradients, row_spec), put(params, spec)
-        )
+        placed = put(params, spec)
+        found = one(link.init(placed), put(gradients, row_spec), placed)
     for shard in found[0]["everywhere"].addressable_shards:
         np.testing.assert_array_equal(shard.data, found[0]["everywhere"])
-    ours, theirs = jax.tree.leaves(found), jax.tree.leaves(expected)
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert_close(jax.tree.leaves(found), jax.tree.leaves(expected))
     with pytest.raises(ValueError, match="no axis of tasks"):
         link.update(params, link.init(params), params, key=key, kpis=kpis)
 
