@@ -23,24 +23,21 @@ from examples._methods import (
     setting,
 )
 
-SEEDS = (100, 101, 102)
-REFERENCE_SEEDS = (200, 201, 202, 203, 204)
+SEEDS = (100, 101)
+REFERENCE_SEEDS = (200, 201, 202)
 
 
-def tune_all(contests: dict[str, Contest]) -> dict[str, Any]:
-    """Tunes the tables of the demo, one after the other.
+def tune(name: str, contest: Contest) -> dict[str, Any]:
+    """Tunes the rows of a table, under both schedules.
 
     Args:
-        contests: By name.
+        name: Of the contest.
+        contest: What to train.
 
     Returns:
-        ``{name: {schedule: {"single": {"chance", "rates", "validation", "test"},
-        "methods": {name: {"criterion", "chosen", "tried"}}}}}``; KPIs in percent.
+        ``{schedule: {"single": {"chance", "rates", "validation", "test"}, "methods":
+        {name: {"criterion", "chosen", "tried"}}}}``; KPIs in percent.
     """
-    return {name: _tune(name, contest) for name, contest in contests.items()}
-
-
-def _tune(name: str, contest: Contest) -> dict[str, Any]:
     data = jax.device_put(contest.problem.make_data())
     single = _single(name, contest, data)
     rows = methods(contest.problem)
@@ -139,8 +136,8 @@ def _single(name: str, contest: Contest, data: Any) -> dict[str, Any]:
         return np.stack([means[task, :, task] for task in range(num_tasks)])
 
     grid = {schedule: [RATES] * num_tasks for schedule in SCHEDULES}
-    # Two seeds tell the rates apart: they are references, not rows.
-    found = kpis_of(grid, SEEDS[:2], ("validation",))
+    # One seed will do: these are references, not rows.
+    found = kpis_of(grid, SEEDS[:1], ("validation",))
     best = {
         schedule: [RATES[place] for place in kpis["validation"].argmax(axis=1)]
         for schedule, kpis in found.items()

@@ -198,8 +198,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     contests = _methods.contests(args.steps)
     if args.tune:
-        tuned = _tuning.tune_all(contests)
-        TUNED.write_text(json.dumps(tuned, indent=1) + "\n", encoding="utf-8")
+        tuned = {}
+        for name, contest in contests.items():
+            tuned[name] = _tuning.tune(name, contest)
+            TUNED.write_text(json.dumps(tuned, indent=1) + "\n", encoding="utf-8")
         print(f"Wrote {TUNED} in {time.perf_counter() - start:.0f} s.")
         return
 

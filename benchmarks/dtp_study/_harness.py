@@ -271,11 +271,11 @@ def table(head: Sequence[str], rows: Mapping[Any, Sequence[Log]]) -> str:
 
 
 def best_rates(
-    methods: Mapping[str, Callable[[float], Row]],
+    methods: Mapping[Any, Callable[[float], Row]],
     rates: Sequence[float],
     size: Size,
     title: str,
-) -> dict[str, float]:
+) -> dict[Any, float]:
     """Chooses a learning rate for each method, on validation digits, by the average.
 
     Args:
