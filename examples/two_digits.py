@@ -155,9 +155,13 @@ def single_table(contest: Contest, tuned: Any) -> str:
     return _contest.markdown(rows)
 
 
-def report(results: dict[str, Results], tuned: Any, num_seeds: int) -> str:
+def report(
+    contests: dict[str, Contest],
+    results: dict[str, Results],
+    tuned: Any,
+    num_seeds: int,
+) -> str:
     """Tables, checks and how to read them."""
-    contests = _methods.contests()
     notes = f"""
         KPIs on test digits in percent: accuracy of digits, bounded error of the overlap
         (100 is exact, 0 is off by {_digits.OVERLAP_SCALE} or more). Means and standard
@@ -211,16 +215,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         images[name] = contest.problem.make_data()
         data = jax.device_put(images[name])
         results[name] = run(contest, tuned[name], data, range(args.seeds), name)
-    text = report(results, tuned, args.seeds)
+    text = report(contests, results, tuned, args.seeds)
     print(f"\n{text}")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.md").write_text(text, encoding="utf-8")
-    plot(args.out, results, images, tuned)
+    plot(args.out, contests, results, images, tuned)
     seconds = time.perf_counter() - start
     print(f"Tables and plots are in {args.out}. It took {seconds:.0f} s.")
 
 
-def plot(out: Path, results: dict[str, Results], images: Any, tuned: Any) -> None:
+def plot(
+    out: Path,
+    contests: dict[str, Contest],
+    results: dict[str, Results],
+    images: Any,
+    tuned: Any,
+) -> None:
     """Writes the plots."""
     test = images["three tasks"]["test"]
     labels = zip(test.left, test.right, test.overlap, strict=True)
@@ -230,15 +240,15 @@ def plot(out: Path, results: dict[str, Results], images: Any, tuned: Any) -> Non
     )
     _plots.samples(out / "samples.png", test.images[:18], titles[:18], what)
 
-    contest = _methods.contests()["three tasks"]
-    names = contest.problem.names
+    problem = contests["three tasks"].problem
+    names = problem.names
     schedule = "constant"
     of = {
         method: result
         for (method, each), result in results["three tasks"].items()
         if each == schedule
     }
-    every = 4000 // MEASUREMENTS
+    every = problem.num_steps // MEASUREMENTS
     series = {
         method: {name: result.kpis[:, :, i] for i, name in enumerate(names)}
         for method, result in of.items()
