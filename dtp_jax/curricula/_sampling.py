@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax import gumbel
-from dtp_jax._core.checks import check_whole
+from dtp_jax._core.checks import check_number, check_whole
 
 Sampling = Literal["gumbel", "systematic"]
 
@@ -24,6 +24,7 @@ def sample_tasks(
     k: int,
     *,
     method: Sampling = "gumbel",
+    uniform: jax.typing.ArrayLike = 0.0,
 ) -> SampledTasks:
     """Draws k of T tasks by priority, so that many can be trained a few at a time.
 
@@ -32,6 +33,12 @@ def sample_tasks(
     weights[indices[i]] g[indices[i]]`` is ``sum_t weights[t] g[t]``, whatever g. Train
     on the drawn tasks only; the others then cost no forward and no backward pass. For
     weights that need no gradient, that is KPI- or loss-driven ones.
+
+    With `uniform` the tasks are drawn by the mixture ``(1 - uniform) * w / sum(w) +
+    uniform / n`` instead, n the number of tasks of positive weight, so that none is
+    forgotten for long. The factors are those of the mixture, and the expectation above
+    stays. Where the draw itself is meant to be the priority, as in docs/many_tasks.md,
+    leave out both weights and factors.
 
     "gumbel" draws one after the other without replacement (Gumbel top-k). With kappa
     the (k+1)-th largest perturbed log-weight, -inf for k = T, the factor is ``1 / (1 -
@@ -46,13 +53,15 @@ def sample_tasks(
             drawn only if there are not k others, and then has the factor zero.
         k: How many tasks to draw, from 1 to T.
         method: "gumbel" or "systematic".
+        uniform: The share of the draws that is uniform over the tasks of positive
+            weight, in [0, 1]. Tasks of weight zero stay undrawn.
 
     Returns:
         Indices ``[k]`` and factors ``[k]``, at least 1 (or 0 as said above).
 
     Raises:
-        ValueError: If k is not from 1 to T, the weights are not one array, or `method`
-            is unknown.
+        ValueError: If k is not from 1 to T, the weights are not one array, `method` is
+            unknown, or `uniform` is out of range.
 
     Example:
         >>> import jax
@@ -74,15 +83,28 @@ def sample_tasks(
         raise ValueError(
             f"k must be at most the number of tasks, {num_tasks}, got {k}."
         )
+    check_number("uniform", uniform, low=0, high=1)
     if method not in get_args(Sampling):
         raise ValueError(f"method must be one of {get_args(Sampling)}, got {method!r}.")
     weights = weights.astype(jnp.promote_types(jnp.float32, weights.dtype))
     weights = jnp.where(weights > 0, weights, 0)
+    weights = _mixed(weights, uniform)
     draw = _draw_gumbel if method == "gumbel" else _draw_systematic
     indices, probabilities = draw(key, weights, k)
     drawn = weights[indices] > 0
     factors = jnp.where(drawn, 1 / jnp.where(drawn, probabilities, 1), 0)
     return SampledTasks(indices.astype(jnp.int32), factors)
+
+
+def _mixed(weights: jax.Array, uniform: jax.typing.ArrayLike) -> jax.Array:
+    """The weights, in part replaced by equal ones of the same sum."""
+    if isinstance(uniform, (int, float)) and uniform == 0:
+        return weights
+    positive = weights > 0
+    # Divided before they are summed, large weights do not overflow.
+    count = jnp.maximum(jnp.sum(positive), 1)
+    mean = jnp.sum(weights / count)
+    return jnp.where(positive, (1 - uniform) * weights + uniform * mean, 0)
 
 
 def _draw_gumbel(
