@@ -51,7 +51,6 @@ def train(
     size: Size,
     title: str,
     seeds: Sequence[int] | None = None,
-    split: str = "test",
 ) -> dict[Any, Log]:
     """Trains all rows.
 
@@ -60,10 +59,9 @@ def train(
         size: How much.
         title: For the progress bar.
         seeds: Others than those to report.
-        split: On which images to measure.
 
     Returns:
-        Logs by the names of the rows.
+        Logs by the names of the rows, on validation and on test images.
     """
     jobs = {
         name: Job(
@@ -72,7 +70,7 @@ def train(
             row.make_optimizer,
             [row.setting],
             size.seeds if seeds is None else seeds,
-            (split,),
+            ("validation", "test"),
             size.measurements,
         )
         for name, row in rows.items()
@@ -290,7 +288,7 @@ def best_rates(
     rows = {
         (name, rate): make(rate) for name, make in methods.items() for rate in rates
     }
-    logs = train(rows, size, title, (100, 101), "validation")
+    logs = train(rows, size, title, (100, 101))
     scores = {key: log.last("validation").mean() for key, log in logs.items()}
     return {
         name: rates[int(np.nanargmax([scores[name, rate] for rate in rates]))]
