@@ -134,7 +134,7 @@ def _single(name: str, contest: Contest, data: Any) -> dict[str, Any]:
         }
 
     def own_kpis(kpis: np.ndarray) -> np.ndarray:
-        means = 100 * kpis.mean(axis=1).reshape(num_tasks, -1, num_tasks)
+        means = 100 * kpis.mean(axis=1, dtype=float).reshape(num_tasks, -1, num_tasks)
         return np.stack([means[task, :, task] for task in range(num_tasks)])
 
     grid = {schedule: [SINGLE_RATES] * num_tasks for schedule in SCHEDULES}
