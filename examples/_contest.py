@@ -4,6 +4,7 @@ All methods see the same initial parameters and the same batches, so that the di
 of two methods within a seed says more than the difference of their means.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -67,12 +68,15 @@ def train(jobs: Mapping[Any, Job], title: str) -> dict[Any, Log]:
         ThreadPoolExecutor(2) as pool,
         tqdm(total=num_runs, desc=title, unit="run", mininterval=0.5) as progress,
     ):
+        for init_params in {job.problem.init_params for job in jobs.values()}:
+            _init(init_params)(0)
         new = {_key(job): job for job in jobs.values() if _key(job) not in _programs}
         _programs.update(zip(new, pool.map(_compiled, new.values()), strict=True))
 
         def run(name, setting, seed):
             job = jobs[name]
-            args = (_arrays(setting), jnp.int32(seed), _read(job))
+            params = _init(job.problem.init_params)(seed)
+            args = (_arrays(setting), params, jnp.int32(seed), _read(job))
             log = jax.device_get(_programs[_key(job)](*args))
             progress.update()
             return log
@@ -110,22 +114,37 @@ def _read(job: Job) -> dict[str, Any]:
 
 
 def _compiled(job: Job) -> Callable[..., Log]:
-    def run(setting, seed, data):
-        return _one_run(job, setting, seed, data)
+    def run(setting, params, seed, data):
+        return _one_run(job, setting, params, seed, data)
 
-    program = jax.jit(run).lower(_arrays(job.settings[0]), jnp.int32(0), _read(job))
-    return program.compile()
+    args = (
+        _arrays(job.settings[0]),
+        _init(job.problem.init_params)(0),
+        jnp.int32(0),
+        _read(job),
+    )
+    return jax.jit(run).lower(*args).compile()
 
 
-def _one_run(job: Job, setting: Setting, seed: jax.Array, data: Any) -> Log:
+@functools.cache
+def _init(init_params: Callable[[jax.Array], Any]) -> Callable[[int], Any]:
+    """The initial parameters of a seed; all programs of a problem share them."""
+    return jax.jit(lambda seed: init_params(_key_of(seed, 0)))
+
+
+def _key_of(seed: jax.typing.ArrayLike, what: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(seed), what)
+
+
+def _one_run(
+    job: Job, setting: Setting, params: Any, seed: jax.Array, data: Any
+) -> Log:
     problem = job.problem
     per = problem.num_steps // job.num_measurements
-    key = jax.random.key(seed)
-    params = problem.init_params(jax.random.fold_in(key, 0))
     tx = optax.with_extra_args_support(job.make_optimizer(setting))
     num_examples = len(jax.tree.leaves(data["train"])[0])
     shape = (job.num_measurements, per, problem.batch_size)
-    rows = jax.random.randint(jax.random.fold_in(key, 1), shape, 0, num_examples)
+    rows = jax.random.randint(_key_of(seed, 1), shape, 0, num_examples)
 
     def step(carry, rows):
         params, opt_state, number = carry

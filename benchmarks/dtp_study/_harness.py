@@ -28,7 +28,7 @@ DEFAULTS = {
 class Size(NamedTuple):
     """How much to run."""
 
-    num_seeds: int = 10
+    num_seeds: int = 5
     num_steps: int = 4000  # of the three tasks; everything else in proportion
     measurements: int = 20
 
@@ -288,7 +288,7 @@ def best_rates(
     rows = {
         (name, rate): make(rate) for name, make in methods.items() for rate in rates
     }
-    logs = train(rows, size, title, (100, 101))
+    logs = train(rows, size, title, (100,))
     scores = {key: log.last("validation").mean() for key, log in logs.items()}
     return {
         name: rates[int(np.nanargmax([scores[name, rate] for rate in rates]))]
