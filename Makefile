@@ -4,9 +4,10 @@ BIN := .venv/bin
 # 25.1 is the first that installs dependency groups; 26 is the newest that was tried.
 PIP_RANGE := pip>=25.1,<27
 
-.PHONY: help demo multi-mnist find-digit toys physics test test-slow test-newest lint format hooks build bench bench-torchjd test-torchjd docs clean
+.PHONY: help demo dtp-study multi-mnist find-digit toys physics test test-slow test-newest lint format hooks build bench bench-torchjd test-torchjd docs clean
 help:
-	@echo "make demo       two-digit demo: table and plots in outputs/ (under 3 minutes)"
+	@echo "make demo       two-digit demo: tables and plots in outputs/ (under 3 minutes)"
+	@echo "make dtp-study  what each setting of prioritization does (under 15 minutes)"
 	@echo "make multi-mnist, find-digit, toys, physics: further examples (under 5 minutes each)"
 	@echo "make test       the test suite (under 8 minutes on 2 cores)"
 	@echo "make test-slow  the longer checks"
@@ -35,6 +36,9 @@ help:
 
 demo: .venv/.installed-examples
 	$(BIN)/python -m examples.two_digits
+
+dtp-study: .venv/.installed-examples
+	$(BIN)/python -m benchmarks.dtp_study
 
 multi-mnist: .venv/.installed-examples
 	$(BIN)/python -m examples.multi_mnist
@@ -65,6 +69,7 @@ test-newest: .venv/.installed-test
 # The table and plots that README.md and docs/ show.
 docs: .venv/.installed-examples
 	$(BIN)/python -m examples.two_digits --out docs/two_digits
+	$(BIN)/python -m benchmarks.dtp_study --out docs/dtp_study --page docs/dtp.md
 	$(BIN)/python -m examples.multi_mnist --out docs/multi_mnist
 	$(BIN)/python -m examples.find_digit --out docs/find_digit
 	$(BIN)/python -m examples.toy_problems --out docs/toy_problems

@@ -4,6 +4,9 @@ Pairs are two overlapping digits, the left one in full ink, the right one in fai
 and partly under it. Three tasks: the class of the left digit, the class of the right
 one, and how much of the right one is covered.
 
+Rows are many digits side by side, each partly over its neighbours, in ink that ranges
+from full to hardly visible: one task per place, the class of the digit there.
+
 Scenes are one digit of any size somewhere among fragments of others; in half of them a
 grey bar hides one side of it. Two tasks: where the digit is, and its class.
 """
@@ -23,6 +26,10 @@ NOISE = 0.05  # standard deviation of the pixel noise
 # The largest error of the overlap that is worth anything. It is about the standard
 # deviation of the overlap, so that guessing the mean is worth little.
 OVERLAP_SCALE = 0.15
+
+ROW = 12  # digits in a row
+STRIDE = 5  # columns from one digit of a row to the next
+FAINTEST = 0.1  # ink of the faintest digit of a row
 
 SCENE = 24  # height and width of a scene
 BAR = 5  # width of the grey bars in scenes, in pixels
@@ -44,6 +51,13 @@ class Pairs(NamedTuple):
     left: np.ndarray  # [N], int, class of the left digit
     right: np.ndarray  # [N], int, class of the right digit
     overlap: np.ndarray  # [N], in [0, 1], covered share of the right digit's ink
+
+
+class Rows(NamedTuple):
+    """Images of many digits side by side, with a label for each place."""
+
+    images: np.ndarray  # [N, 8, 63]
+    labels: np.ndarray  # [N, ROW], int, class of the digit in each place
 
 
 class Scenes(NamedTuple):
@@ -68,24 +82,52 @@ def split_digits(seed: int = 0) -> dict[str, Digits]:
     }
 
 
-def make_pairs(digits: Digits, num_pairs: int, seed: int = 0) -> Pairs:
-    """Draws pairs of digits, at random places, into one image each."""
-    rng = np.random.default_rng(seed)
+class Layers(NamedTuple):
+    """Two digits on canvases of their own, before they are laid over each other."""
+
+    above: np.ndarray  # [N, 10, 14], the left digit
+    below: np.ndarray  # [N, 10, 14], the right one
+    left: np.ndarray  # [N], int, class of the left digit
+    right: np.ndarray  # [N], int, class of the right digit
+
+
+def make_layers(digits: Digits, num_pairs: int, rng: np.random.Generator) -> Layers:
+    """Draws pairs of digits, at random places, both in full ink."""
     left, right = rng.integers(len(digits.labels), size=(2, num_pairs))
     tops = rng.integers(HEIGHT - DIGIT + 1, size=(2, num_pairs))
     left_column = rng.integers(0, 2, size=num_pairs)
     right_column = rng.integers(2, WIDTH - DIGIT + 1, size=num_pairs)
     above = _on_canvas(digits.images[left], tops[0], left_column)
     below = _on_canvas(digits.images[right], tops[1], right_column)
+    return Layers(above, below, digits.labels[left], digits.labels[right])
+
+
+def make_pairs(digits: Digits, num_pairs: int, seed: int = 0) -> Pairs:
+    """Draws pairs of digits, at random places, into one image each."""
+    rng = np.random.default_rng(seed)
+    above, below, left, right = make_layers(digits, num_pairs, rng)
     covered = np.minimum(above, below).sum((1, 2)) / below.sum((1, 2))
     images = np.maximum(above, FAINT * below)
     images += rng.normal(scale=NOISE, size=images.shape)
-    return Pairs(
-        images.astype(np.float32),
-        digits.labels[left],
-        digits.labels[right],
-        covered.astype(np.float32),
-    )
+    return Pairs(images.astype(np.float32), left, right, covered.astype(np.float32))
+
+
+def row_inks() -> np.ndarray:
+    """The ink of each place of a row, ``[ROW]``, in no particular order."""
+    return np.random.default_rng(0).permutation(np.geomspace(1.0, FAINTEST, ROW))
+
+
+def make_rows(digits: Digits, num_rows: int, seed: int = 0) -> Rows:
+    """Draws a digit for each place of each row."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(len(digits.labels), size=(num_rows, ROW))
+    shape = (num_rows, DIGIT, STRIDE * (ROW - 1) + DIGIT)
+    images = np.zeros(shape, np.float32)
+    for place, ink in enumerate(row_inks().tolist()):
+        part = images[:, :, STRIDE * place : STRIDE * place + DIGIT]
+        np.maximum(part, ink * digits.images[chosen[:, place]], out=part)
+    images += rng.normal(scale=NOISE, size=shape)
+    return Rows(images.astype(np.float32), digits.labels[chosen])
 
 
 def make_scenes(digits: Digits, num_scenes: int, seed: int = 0) -> Scenes:

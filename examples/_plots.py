@@ -120,11 +120,17 @@ def detections(
 
 
 def weights(
-    path: Path, series: Series, tasks: Sequence[str], window: int, num_rows: int = 2
+    path: Path,
+    series: Series,
+    tasks: Sequence[str],
+    window: int,
+    num_rows: int = 2,
+    every: int = 1,
 ) -> None:
     """Draws task weights over steps: a panel for each method, column by column.
 
     Lines are means over the seeds, bands reach from the lowest seed to the highest.
+    From one number to the next it is `every` steps.
     """
     with mpl.rc_context(STYLE):
         num_columns = -(-len(series) // num_rows)
@@ -136,7 +142,8 @@ def weights(
             for task, look in zip(tasks, TASK_LOOKS, strict=False):
                 # Zero means "not active": there is nothing to draw.
                 active = np.where(values[task] > 0, values[task], np.nan)
-                steps, smooth = _smooth(active, window)
+                numbers, smooth = _smooth(active, window)
+                steps = every * numbers
                 axis.plot(steps, smooth.mean(0), label=task, **look)
                 band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
                 axis.fill_between(steps, smooth.min(0), smooth.max(0), **band)
@@ -150,9 +157,17 @@ def weights(
 
 
 def curves(
-    path: Path, series: Series, tasks: Sequence[str], window: int, label: str
+    path: Path,
+    series: Series,
+    tasks: Sequence[str],
+    window: int,
+    label: str,
+    every: int = 1,
 ) -> None:
-    """Draws means over the seeds: a panel for each task, a line for each method."""
+    """Draws means over the seeds: a panel for each task, a line for each method.
+
+    From one number to the next it is `every` steps.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.5, 4))
         axes = figure.subplots(1, len(tasks), squeeze=False)[0]
@@ -160,7 +175,8 @@ def curves(
             for (method, values), look in zip(
                 series.items(), METHOD_LOOKS, strict=False
             ):
-                steps, smooth = _smooth(values[task], window)
+                numbers, smooth = _smooth(values[task], window)
+                steps = every * numbers
                 line = {key: look[key] for key in ("color", "linestyle")}
                 axis.plot(steps, smooth.mean(0), label=method, **line)
             axis.set(title=task, xlabel="step")
@@ -177,7 +193,9 @@ def comparison(
         figure = Figure(figsize=(9.5, 0.34 * len(results) + 1))
         axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         rows = np.arange(len(results))
-        for row, result, look in zip(rows, results.values(), METHOD_LOOKS, strict=True):
+        for row, result, look in zip(
+            rows, results.values(), METHOD_LOOKS, strict=False
+        ):
             for axis, mean, error in zip(axes, *mean_and_error(result), strict=True):
                 point = {key: look[key] for key in ("color", "marker")}
                 axis.errorbar(mean, row, xerr=error, capsize=3, **point)
@@ -187,6 +205,40 @@ def comparison(
             axis.tick_params(axis="y", length=0)
         axes[0].set_yticks(rows, list(results))
         figure.supxlabel(label, fontsize=10)
+        _save(figure, path)
+
+
+def by_ink(
+    path: Path,
+    images: np.ndarray,
+    inks: np.ndarray,
+    results: Results,
+    reference: np.ndarray,
+) -> None:
+    """Draws KPIs of the places of a row by their ink, below a few of the images.
+
+    Points are means over the seeds, bars standard errors.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 5.2))
+        parts: Any = figure.subfigures(2, 1, height_ratios=(1, 3.4))
+        above, below = parts
+        axes: Any = above.subplots(1, len(images), squeeze=False)[0]
+        for axis, image in zip(axes, images, strict=True):
+            axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+            axis.axis("off")
+        above.suptitle("twelve tasks: which digit stands in each place", fontsize=10.5)
+        order = np.argsort(-inks)
+        places = np.arange(len(inks))
+        axis = below.subplots()
+        for (method, result), look in zip(results.items(), METHOD_LOOKS, strict=False):
+            mean, error = mean_and_error(result[:, order])
+            axis.errorbar(places, mean, yerr=error, label=method, markersize=4, **look)
+        line = {"color": BLACK, "linestyle": "", "marker": "_", "markersize": 14}
+        axis.plot(places, reference[order], label="network of its own", **line)
+        axis.set_xticks(places, [f"{ink:.2f}" for ink in inks[order]])
+        axis.set(xlabel="ink of the place", ylabel="accuracy on test digits, percent")
+        axis.legend()
         _save(figure, path)
 
 

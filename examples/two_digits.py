@@ -1,354 +1,287 @@
-"""Three tasks of unequal difficulty on images of two overlapping digits.
+"""Where Dynamic Task Prioritization (DTP) helps, and where equal weights are as good.
 
-Compares fixed weights with Dynamic Task Prioritization (DTP). Run it with
+Three tasks on images of two overlapping digits, whose losses are of one size; and a row
+of twelve digits in ink that fades, twelve tasks for a small network, where some starve.
+Run it with
 
     python -m examples.two_digits
 
 and look at ``outputs/two_digits``. These are the lines that matter::
 
-    tx = optax.chain(dynamic_task_prioritization(TASKS), optax.adam(1e-3))
+    tx = optax.chain(dynamic_task_prioritization(TASKS), optax.adam(rate))
 
     gradients, kpis = task_gradients(losses_fn, has_aux=True)(params, batch)
     updates, opt_state = tx.update(gradients, opt_state, params, kpis=kpis)
     params = optax.apply_updates(params, updates)
 
-Every method sees the same initial parameters, batches and number of steps, with Adam at
-the same learning rate. The rate was chosen for equal weights, then the fixed weights at
-that rate, both on validation digits; ``--tune`` repeats the choice. The settings of DTP
-are the library's defaults.
+Every method sees the same initial parameters, batches and number of steps. Its learning
+rate, or weights and rate, did best of six tries on validation digits, with seeds of
+their own; ``--tune`` repeats that and writes ``examples/two_digits.json``. Apart from
+the rate, "DTP" has the library's defaults, and the others what their names say.
+`_methods.py` has the methods, `_problems.py` the networks and `_contest.py` the
+training.
 """
 
 import argparse
-import functools
+import json
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from tqdm import tqdm
 
-from dtp_jax import (
-    diagnostics,
-    dynamic_task_prioritization,
-    metrics,
-    task_gradients,
-)
-from examples import _digits, _plots
+from examples import _contest, _digits, _methods, _plots, _tuning
+from examples._contest import Log, with_error
+from examples._methods import DTP, EQUAL, MEASUREMENTS, SCHEDULES, Contest
 
-TASKS = ("left", "right", "overlap")
-COLUMNS = (*TASKS, "average")
-EQUAL = {"left": 1.0, "right": 1.0, "overlap": 1.0}
-# The best weights of `--tune` that are not equal, by the average KPI on the validation
-# digits. Equal weights do as well there, up to noise: the losses are of similar size.
-FIXED = {"left": 1.0, "right": 2.0, "overlap": 1.0}
-LEARNING_RATE = 3e-3
-
-NUM_PAIRS = {"train": 40_000, "validation": 2_000, "test": 4_000}
-BATCH_SIZE = 64
-# All methods train in turns, a short round of steps each, in an order that rotates. A
-# busy machine then slows all of them, and their relative times mean something.
-ROUNDS = 100
+TUNED = Path(__file__).with_suffix(".json")
 
 
-class Net(nnx.Module):
-    """A shared trunk with one head for each task."""
+class Result(NamedTuple):
+    """What one method did under one schedule, S seeds."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int = 128):
-        """Makes the layers."""
-        pixels = _digits.HEIGHT * _digits.WIDTH
-        self.trunk = nnx.Sequential(
-            nnx.Linear(pixels, width, rngs=rngs),
-            nnx.relu,
-            nnx.Linear(width, width, rngs=rngs),
-            nnx.relu,
-        )
-        self.left = nnx.Linear(width, _digits.NUM_CLASSES, rngs=rngs)
-        self.right = nnx.Linear(width, _digits.NUM_CLASSES, rngs=rngs)
-        self.overlap = nnx.Linear(width, 1, rngs=rngs)
-
-    def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Returns logits for the digits and a number for the overlap."""
-        features = self.trunk(images.reshape(len(images), -1))
-        return {
-            "left": self.left(features),
-            "right": self.right(features),
-            "overlap": self.overlap(features)[:, 0],
-        }
+    rate: float
+    kpis: np.ndarray  # [S, E, T], on the way, in percent
+    weights: np.ndarray  # [S, E, T]
+    average: np.ndarray  # [S], at the end, in percent
+    worst: np.ndarray  # [S], of the tasks
+    share: np.ndarray  # [S], smallest ratio to a network of one task, in percent
+    steps: np.ndarray  # [S], until the worst task has so much of that; inf for never
 
 
-def losses_and_kpis(params: Any, batch: _digits.Pairs) -> tuple[Any, Any]:
-    """One loss and one KPI in [0, 1] for each task."""
-    out = nnx.merge(_graphdef(), params)(batch.images)
-    scale = _digits.OVERLAP_SCALE
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    losses = {
-        "left": cross_entropy(out["left"], batch.left).mean(),
-        "right": cross_entropy(out["right"], batch.right).mean(),
-        "overlap": jnp.mean(((out["overlap"] - batch.overlap) / scale) ** 2),
-    }
-    kpis = {
-        "left": metrics.accuracy(out["left"], batch.left),
-        "right": metrics.accuracy(out["right"], batch.right),
-        "overlap": metrics.bounded_error(out["overlap"], batch.overlap, scale),
-    }
-    return losses, kpis
+Results = dict[tuple[str, str], Result]  # by method and schedule
 
 
-class Method(NamedTuple):
-    """A way to train: an optimizer, and a step that returns KPIs and weights."""
-
-    tx: optax.GradientTransformationExtraArgs
-    step: Callable[..., Any]
-
-
-def prioritized(learning_rate: float, **options: Any) -> Method:
-    """Dynamic Task Prioritization."""
-    tx = optax.chain(
-        dynamic_task_prioritization(TASKS, **options), optax.adam(learning_rate)
-    )
-
-    def step(params, opt_state, batch):
-        gradients, kpis = task_gradients(losses_and_kpis, has_aux=True)(params, batch)
-        updates, opt_state = tx.update(gradients, opt_state, params, kpis=kpis)
-        log = (kpis, diagnostics.task_weights(opt_state))
-        return optax.apply_updates(params, updates), opt_state, log
-
-    return Method(tx, step)
-
-
-def weighted_sum(learning_rate: float, weights: dict[str, float]) -> Method:
-    """Plain training on a fixed weighted sum of the losses."""
-    tx = optax.with_extra_args_support(optax.adam(learning_rate))
-
-    def total_loss(params, batch):
-        losses, kpis = losses_and_kpis(params, batch)
-        return sum(weights[task] * losses[task] for task in TASKS), kpis
-
-    def step(params, opt_state, batch):
-        gradient, kpis = jax.grad(total_loss, has_aux=True)(params, batch)
-        updates, opt_state = tx.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, (kpis, None)
-
-    return Method(tx, step)
-
-
-def methods_to_compare(num_steps: int) -> dict[str, Method]:
-    """Equal weights first: times are relative to those of the first method."""
-    easy_first = {
-        0: ["left"],
-        num_steps // 10: ["left", "right"],
-        num_steps // 5: ["left", "right", "overlap"],
-    }
-    methods = {
-        "equal weights": weighted_sum(LEARNING_RATE, EQUAL),
-        "fixed weights": weighted_sum(LEARNING_RATE, FIXED),
-    }
-    variants = {
-        "DTP gamma 1": {"gamma": 1.0},
-        "DTP gamma 2": {"gamma": 2.0},
-        "DTP stages": {"gamma": 2.0, "stages": easy_first},
-    }
-    for name, options in variants.items():
-        methods[name] = prioritized(LEARNING_RATE, **options)
-        # The paper's weights scale the gradient as a whole, too. Adam gets used to
-        # small ones and takes steps that are far too large when a KPI falls. Weights
-        # with a fixed sum only say how the tasks share the gradient.
-        methods[f"{name}, sum to T"] = prioritized(
-            LEARNING_RATE, normalize="sum_to_T", **options
-        )
-    return methods
-
-
-def methods_to_tune() -> dict[str, Method]:
-    """Learning rates for equal weights, and weights at the learning rate chosen."""
-    methods = {
-        f"equal weights, rate {rate}": weighted_sum(rate, EQUAL)
-        for rate in (3e-4, 1e-3, 3e-3, 1e-2)
-    }
-    for right in (1.0, 2.0, 4.0):
-        for overlap in (0.5, 1.0, 2.0, 4.0):
-            weights = {"left": 1.0, "right": right, "overlap": overlap}
-            name = f"right x {right}, overlap x {overlap}"
-            methods[name] = weighted_sum(LEARNING_RATE, weights)
-    return methods
-
-
-class Run(NamedTuple):
-    """What a method has done: S seeds, N steps."""
-
-    params: Any  # leaves [S, ...]
-    opt_state: Any  # leaves [S, ...]
-    kpis: dict[str, np.ndarray]  # [S, N], on the training batches
-    weights: dict[str, np.ndarray] | None  # [S, N]; None if fixed
-    seconds: np.ndarray  # [rounds]
-
-
-def train(
-    methods: dict[str, Method], pairs: _digits.Pairs, num_seeds: int, num_steps: int
-) -> dict[str, Run]:
-    """Trains all methods in turns, all seeds of a method at once."""
-    keys = jax.random.split(jax.random.key(0), num_seeds)
-    initial = jax.vmap(_init_params)(keys)
-    params = dict.fromkeys(methods, initial)
-    states = {name: jax.vmap(m.tx.init)(initial) for name, m in methods.items()}
-    rounds = {name: _compile_round(m.step) for name, m in methods.items()}
-    logs: dict[str, list[Any]] = {name: [] for name in methods}
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    data, rng = jax.device_put(pairs), np.random.default_rng(0)
-
-    progress = tqdm(total=ROUNDS * len(methods), unit="round", mininterval=0.5)
-    names = list(methods)
-    for number in range(ROUNDS):
-        size = (num_seeds, num_steps // ROUNDS, BATCH_SIZE)
-        batches = rng.integers(len(pairs.left), size=size, dtype=np.int32)
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            progress.set_description(name)
-            start = time.perf_counter()
-            params[name], states[name], log = jax.block_until_ready(
-                rounds[name](params[name], states[name], data, batches)
+def run(
+    contest: Contest, tuned: Any, data: Any, seeds: Sequence[int], title: str
+) -> Results:
+    """Trains each method at the rate that `--tune` chose."""
+    problem = contest.problem
+    settings: Any = {}
+    for schedule in SCHEDULES:
+        single = tuned[schedule]["single"]
+        for method, choice in tuned[schedule]["methods"].items():
+            tried = choice["tried"][choice["chosen"]]
+            chosen = {key: tried[key] for key in ("rate", "weights") if key in tried}
+            settings[method, schedule] = _methods.setting(
+                problem, schedule, single=single, **chosen
             )
-            seconds[name].append(time.perf_counter() - start)
-            logs[name].append(jax.device_get(log))
-            progress.update()
-    progress.close()
-
-    runs = {}
-    for name in methods:
-        kpis, weights = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *logs[name])
-        # The first round compiles.
-        times = np.array(seconds[name][1:])
-        runs[name] = Run(params[name], states[name], kpis, weights, times)
-    return runs
+    jobs = {
+        (method, schedule): _methods.job(problem, data, method, [setting], seeds)
+        for (method, schedule), setting in settings.items()
+    }
+    return {
+        key: _result(contest, settings[key]["rate"], log, tuned[key[1]]["single"])
+        for key, log in _contest.train(jobs, title).items()
+    }
 
 
-def _init_params(key):
-    return nnx.as_pure(nnx.state(Net(nnx.Rngs(key)), nnx.Param))
+def _result(contest: Contest, rate: float, log: Log, single: Any) -> Result:
+    kpis, reference = 100 * log.kpis["test"][0], np.array(single["test"])
+    last = kpis[:, -1]
+    steps = _contest.steps_to_share(
+        kpis, reference, contest.share, contest.problem.num_steps
+    )
+    share = 100 * (last / reference).min(axis=1)
+    averages, worst = last.mean(axis=1), last.min(axis=1)
+    return Result(rate, kpis, log.weights[0], averages, worst, share, steps)
 
 
-@functools.cache
-def _graphdef():
-    return nnx.graphdef(nnx.eval_shape(lambda: Net(nnx.Rngs(0))))
+def table(contest: Contest, results: Results) -> str:
+    """Means and standard errors, and differences to equal weights seed by seed."""
+    target = f"steps to {contest.share:.0%}"
+    head = ["method", "rate", "average", "worst task", "worst / single", target]
+    rows = [[*head, "average, difference", "worst, difference"]]
+    for (method, schedule), result in results.items():
+        equal = results[EQUAL, schedule]
+        steps = np.median(result.steps)
+        cells = [
+            method,
+            f"{result.rate:g}, {schedule}",
+            with_error(result.average),
+            with_error(result.worst),
+            with_error(result.share),
+            "never" if np.isinf(steps) else f"{steps:.0f}",
+        ]
+        if method == EQUAL:
+            cells += ["-", "-"]
+        else:
+            cells += [
+                with_error(result.average - equal.average, "+"),
+                with_error(result.worst - equal.worst, "+"),
+            ]
+        rows.append(cells)
+    return _contest.markdown(rows)
 
 
-def _compile_round(step: Callable[..., Any]) -> Callable[..., Any]:
-    def one_seed(params, opt_state, data, batches):
-        def body(carry, rows):
-            batch = jax.tree.map(lambda column: column[rows], data)
-            params, opt_state, log = step(*carry, batch)
-            return (params, opt_state), log
-
-        carry, logs = jax.lax.scan(body, (params, opt_state), batches)
-        return *carry, logs
-
-    return jax.jit(jax.vmap(one_seed, in_axes=(0, 0, None, 0)))
-
-
-def describe(opt_states: Any) -> str:
-    """Weights and KPIs by name, means over the seeds: what to log."""
-    weights = jax.vmap(diagnostics.task_weights)(opt_states)
-    kpis = jax.vmap(diagnostics.kpis)(opt_states)
-    effective = jax.vmap(diagnostics.effective_num_tasks)(weights).mean()
-    tasks = [
-        f"{task} weight {weights[task].mean():.3f} at KPI {kpis[task].mean():.2f}"
-        for task in TASKS
-    ]
-    return f"{', '.join(tasks)}; {effective:.1f} effective tasks"
-
-
-def evaluate(runs: dict[str, Run], pairs: _digits.Pairs) -> dict[str, np.ndarray]:
-    """KPIs on unseen digits, in percent: ``[S, 4]``, the tasks and their average."""
-    kpis_of = jax.jit(jax.vmap(lambda params: losses_and_kpis(params, pairs)[1]))
-    results = {}
-    for name, run in runs.items():
-        kpis = kpis_of(run.params)
-        columns = np.stack([np.asarray(kpis[task]) for task in TASKS], axis=1)
-        results[name] = 100 * np.c_[columns, columns.mean(axis=1)]
-    return results
+def checks(results: dict[str, Results]) -> str:
+    """What DTP at its defaults is held to, and whether it holds here."""
+    lines = []
+    for schedule in SCHEDULES:
+        three = results["three tasks"]
+        ours, equal = three[DTP, schedule], three[EQUAL, schedule]
+        average, _ = _contest.mean_and_error(ours.average - equal.average)
+        worst, error = _contest.mean_and_error(ours.worst - equal.worst)
+        lines += [
+            f"{_holds(average > -1)}: three tasks, {schedule}: the average is no more "
+            f"than 1 point below equal weights ({average:+.2f}).",
+            f"{_holds(worst > 2 * error)}: three tasks, {schedule}: the worst task is "
+            f"better by more than two standard errors ({worst:+.2f} ± {error:.2f}).",
+        ]
+    for schedule in SCHEDULES:
+        twelve = results["row of twelve"]
+        ours, equal = twelve[DTP, schedule], twelve[EQUAL, schedule]
+        ratio = ours.worst.mean() / equal.worst.mean()
+        lines.append(
+            f"{_holds(ratio >= 1.5)}: row of twelve, {schedule}: the worst task is at "
+            f"least 1.5 times that of equal weights ({ratio:.2f})."
+        )
+    return "\n".join(f"* {line}" for line in lines)
 
 
-def relative_times(runs: dict[str, Run]) -> dict[str, str]:
-    """Time relative to the first method: median and quartiles over the rounds."""
-    base = next(iter(runs.values())).seconds
-    texts = {}
-    for name, run in runs.items():
-        low, median, high = np.quantile(run.seconds / base, [0.25, 0.5, 0.75])
-        texts[name] = f"{median:.2f} ({low:.2f} to {high:.2f})"
-    return texts
+def _holds(true: bool) -> str:
+    return "holds" if true else "MISSED"
+
+
+def single_table(contest: Contest, tuned: Any) -> str:
+    """What networks of one task reach on test digits."""
+    rows = [["rate", *contest.problem.names]]
+    for schedule in SCHEDULES:
+        kpis = tuned[schedule]["single"]["test"]
+        rows.append([schedule, *(f"{kpi:.1f}" for kpi in kpis)])
+    return _contest.markdown(rows)
+
+
+def report(
+    contests: dict[str, Contest],
+    results: dict[str, Results],
+    tuned: Any,
+    num_seeds: int,
+) -> str:
+    """Tables, checks and how to read them."""
+    notes = f"""
+        KPIs on test digits in percent: accuracy of digits, bounded error of the overlap
+        (100 is exact, 0 is off by {_digits.OVERLAP_SCALE} or more). Means and standard
+        errors over {num_seeds} seeds, which vary initial parameters and batches but not
+        the digits. "worst / single" is the smallest ratio of a KPI to that of a network
+        of its own; "steps to" is when every task first has so much of that, measured
+        {MEASUREMENTS} times, median over the seeds. Differences are to equal weights of
+        the same seed and schedule. Each row has the rate, or rate and weights, that did
+        best on validation digits of {len(_methods.RATES)} tries, by the average or, if
+        so named, by the worst task. The fixed weights of the row were four powers of
+        the ink: they were told the order of difficulty.
+    """
+    parts = []
+    for name, of in results.items():
+        problem = contests[name].problem
+        alone = single_table(contests[name], tuned[name])
+        parts += [
+            f"{name.capitalize()}, {problem.num_steps} steps of Adam:",
+            table(contests[name], of),
+            "Networks of one task:",
+            alone,
+        ]
+    parts += [textwrap.fill(textwrap.dedent(notes).strip(), 88), checks(results)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains, prints the table and writes it and the plots."""
-    parser = argparse.ArgumentParser(description="DTP on two overlapping digits.")
+    """Trains, prints the tables and writes them and the plots."""
+    parser = argparse.ArgumentParser(description="DTP on overlapping digits.")
     parser.add_argument("--out", type=Path, default=Path("outputs/two_digits"))
-    parser.add_argument(
-        "--steps", type=int, default=4000, help=f"a multiple of {ROUNDS}"
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="2 or more")
-    parser.add_argument("--tune", action="store_true", help="compare fixed weights")
+    unit = 2 * MEASUREMENTS
+    parser.add_argument("--steps", type=int, default=4000, help=f"a multiple of {unit}")
+    parser.add_argument("--seeds", type=int, default=10, help="2 or more")
+    parser.add_argument("--tune", action="store_true", help="choose rates and weights")
+    names = [*_methods.contests()]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     args = parser.parse_args(argv)
-    if args.steps < ROUNDS or args.steps % ROUNDS or args.seeds < 2:
-        parser.error(f"--steps must be a multiple of {ROUNDS}, --seeds at least 2")
+    if args.steps < unit or args.steps % unit or args.seeds < 2:
+        parser.error(f"--steps must be a multiple of {unit}, --seeds at least 2")
     start = time.perf_counter()
+    contests = _methods.contests(args.steps)
+    if args.tune:
+        for name in args.only:
+            found = _tuning.tune(name, contests[name])
+            tuned = json.loads(TUNED.read_text("utf-8")) if TUNED.exists() else {}
+            in_order = {each: (tuned | {name: found}).get(each) for each in contests}
+            text = json.dumps({k: v for k, v in in_order.items() if v}, indent=1)
+            TUNED.write_text(f"{text}\n", encoding="utf-8")
+        print(f"Wrote {TUNED} in {time.perf_counter() - start:.0f} s.")
+        return
 
-    digits = _digits.split_digits()
-    split = "validation" if args.tune else "test"
-    seen = _digits.make_pairs(digits["train"], NUM_PAIRS["train"])
-    unseen = _digits.make_pairs(digits[split], NUM_PAIRS[split])
-    methods = methods_to_tune() if args.tune else methods_to_compare(args.steps)
-    runs = train(methods, seen, args.seeds, args.steps)
-    results = evaluate(runs, unseen)
-    for name, run in runs.items():
-        if run.weights is not None:
-            print(f"{name}: {describe(run.opt_state)}")
-
-    table = _plots.table(results, COLUMNS, {"step time": relative_times(runs)})
-    notes = f"""
-        KPIs on {split} digits in percent: accuracy of the two digits, bounded error of
-        the overlap (100 is exact, 0 is off by {_digits.OVERLAP_SCALE} or more). Means
-        and standard errors over {args.seeds} seeds, which vary initial parameters and
-        batches but not the digits. {args.steps} steps of Adam, learning rate
-        {LEARNING_RATE}. Step times are ratios to "{next(iter(runs))}" measured in this
-        run, medians and quartiles over {ROUNDS - 1} rounds that the methods ran in
-        turns. The run took {time.perf_counter() - start:.0f} s.
-    """
-    report = f"{table}\n\n{textwrap.fill(textwrap.dedent(notes).strip(), 88)}\n"
-    print(f"\n{report}")
-    if not args.tune:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "results.md").write_text(report, encoding="utf-8")
-        plot(args.out, unseen, runs, results)
-        print(f"Table and plots are in {args.out}.")
+    tuned = json.loads(TUNED.read_text(encoding="utf-8"))
+    results, images = {}, {}
+    for name, contest in contests.items():
+        images[name] = contest.problem.make_data()
+        data = jax.device_put(images[name])
+        results[name] = run(contest, tuned[name], data, range(args.seeds), name)
+    text = report(contests, results, tuned, args.seeds)
+    print(f"\n{text}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.md").write_text(text, encoding="utf-8")
+    plot(args.out, contests, results, images, tuned)
+    seconds = time.perf_counter() - start
+    print(f"Tables and plots are in {args.out}. It took {seconds:.0f} s.")
 
 
 def plot(
     out: Path,
-    pairs: _digits.Pairs,
-    runs: dict[str, Run],
-    results: dict[str, np.ndarray],
+    contests: dict[str, Contest],
+    results: dict[str, Results],
+    images: Any,
+    tuned: Any,
 ) -> None:
-    """Writes the four plots."""
-    labels = zip(pairs.left, pairs.right, pairs.overlap, strict=True)
+    """Writes the plots."""
+    test = images["three tasks"]["test"]
+    labels = zip(test.left, test.right, test.overlap, strict=True)
     titles = [f"{left}, {right}, {overlap:.2f}" for left, right, overlap in labels]
     what = (
         "class of the left digit, class of the right digit, covered share of the right"
     )
-    _plots.samples(out / "samples.png", pairs.images[:18], titles[:18], what)
-    weights = {name: run.weights for name, run in runs.items() if run.weights}
-    kpis = {name: run.kpis for name, run in runs.items()}
-    window = max(1, kpis["equal weights"]["left"].shape[1] // 40)
-    _plots.weights(out / "weights.png", weights, TASKS, window)
-    _plots.curves(
-        out / "kpis.png", kpis, TASKS, window, "KPI on training batches, smoothed"
+    _plots.samples(out / "samples.png", test.images[:18], titles[:18], what)
+
+    problem = contests["three tasks"].problem
+    names = problem.names
+    schedule = "constant"
+    of = {
+        method: result
+        for (method, each), result in results["three tasks"].items()
+        if each == schedule
+    }
+    every = problem.num_steps // MEASUREMENTS
+    series = {
+        method: {name: result.kpis[:, :, i] for i, name in enumerate(names)}
+        for method, result in of.items()
+    }
+    label = "KPI on test digits in percent"
+    _plots.curves(out / "kpis.png", series, names, 1, label, every)
+    series = {
+        method: {name: result.weights[:, :, i] for i, name in enumerate(names)}
+        for method, result in of.items()
+        if method.startswith(DTP)
+    }
+    _plots.weights(out / "weights.png", series, names, 1, num_rows=1, every=every)
+    columns = {
+        method: np.c_[result.kpis[:, -1], result.average, result.worst]
+        for method, result in of.items()
+    }
+    what = "KPI on test digits in percent, mean and standard error, constant rate"
+    _plots.comparison(
+        out / "comparison.png", columns, (*names, "average", "worst task"), what
     )
-    what = "KPI on test digits in percent, mean and standard error over the seeds"
-    _plots.comparison(out / "comparison.png", results, COLUMNS, what)
+    schedule = "cosine"
+    places = {
+        method: result.kpis[:, -1]
+        for (method, each), result in results["row of twelve"].items()
+        if each == schedule
+    }
+    alone = np.array(tuned["row of twelve"][schedule]["single"]["test"])
+    rows = images["row of twelve"]["test"].images[:3]
+    _plots.by_ink(out / "row.png", rows, _digits.row_inks(), places, alone)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What prioritization does, and where: one question for each file."""
