@@ -274,14 +274,12 @@ def test_links_take_schedules() -> None:
         return jnp.where(step < 1, 2.0, 0.5)
 
     mean = optax.identity()
-    clipped = [
-        optax.chain(clip(bound), balance(mean, NAMES))
-        for clip, bound in (
-            (inject(dtp_jax.clip_each_task), falling),
-            (dtp_jax.clip_each_task, 2.0),
-            (dtp_jax.clip_each_task, 0.5),
-        )
-    ]
+    clips: Any = (
+        (inject(dtp_jax.clip_each_task), falling),
+        (dtp_jax.clip_each_task, 2.0),
+        (dtp_jax.clip_each_task, 0.5),
+    )
+    clipped = [optax.chain(clip(bound), balance(mean, NAMES)) for clip, bound in clips]
     prioritized = [
         factory(NAMES, gamma=gamma, warmup_steps=0)
         for factory, gamma in (

@@ -361,7 +361,7 @@ def test_many_classes_in_half_precision() -> None:
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_small_bounded_errors_keep_their_digits(gamma: float) -> None:
-    errors = np.float32([1e-30, 1e-12, 1e-6, 1e-3, 0.3, 0.98])
+    errors = np.array([1e-30, 1e-12, 1e-6, 1e-3, 0.3, 0.98], np.float32)
     found = losses.bounded_error_focal_loss(errors, gamma)
     wide = np.float64(errors)
     expected = -(wide**gamma) * np.log1p(-wide)
@@ -377,7 +377,7 @@ def test_small_bounded_errors_keep_their_digits(gamma: float) -> None:
 
 
 def test_the_slope_of_the_bounded_error_is_that_of_the_definition() -> None:
-    errors = np.float32([1e-6, 1e-3, 0.3, 0.9])
+    errors = np.array([1e-6, 1e-3, 0.3, 0.9], np.float32)
     for gamma in (0.0, 0.5, 2.0):
         slope = jax.vmap(
             jax.grad(lambda e, g=gamma: losses.bounded_error_focal_loss(e, g))
@@ -525,7 +525,7 @@ def test_soft_labels_are_those_of_optax() -> None:
 
 @pytest.mark.parametrize("alpha", [-300.0, -7.0, -2.0, -1e-3, 0.0, 0.5, 1.5, -np.inf])
 def test_the_slope_of_the_robust_loss_keeps_its_digits(alpha: float) -> None:
-    x = np.float32([1e-3, 0.3, 2.0, 6.0, 8.0, 3e3, 1e5])
+    x = np.array([1e-3, 0.3, 2.0, 6.0, 8.0, 3e3, 1e5], np.float32)
     gradient = jax.vmap(jax.grad(losses.general_robust_loss, (0, 2)), (0, None, None))
     in_x, in_scale = gradient(x, alpha, 0.5)
     wide, scale = np.float64(x), 0.5

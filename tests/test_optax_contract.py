@@ -216,7 +216,8 @@ def run(subject: Subject, link: Any, params: Any, xs: jax.Array) -> Any:
 
     def one(carry: Any, x: jax.Array) -> tuple[Any, None]:
         def update(carry: Any) -> Any:
-            return step(subject, link, *carry, x)
+            params, state = carry
+            return step(subject, link, params, state, x)
 
         return jax.lax.cond(x > 0, update, lambda carry: carry, carry), None
 

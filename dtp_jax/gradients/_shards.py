@@ -105,7 +105,8 @@ class Shards:
             ValueError: If they are typed as different ones.
         """
         if any(name in _varies_over(weights) for name in self.names):
-            axis_name = self.names if len(self.names) > 1 else self.names[0]
+            first, *others = self.names
+            axis_name = self.names if others else first
             raise ValueError(
                 "The weights differ from shard to shard: average what they are made "
                 f"of, kpis=jax.lax.pmean(kpis, {axis_name!r}), and give every shard "

@@ -169,7 +169,7 @@ class _Correction(NamedTuple):
     x: jax.Array  # [T]
     size: jax.Array  # [], of the last correction
     size_before: jax.Array  # []
-    count: jax.Array  # [], int32
+    num_iters: jax.Array  # [], int32
 
 
 def _corrected(x: jax.Array, correction: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -179,12 +179,12 @@ def _corrected(x: jax.Array, correction: Callable[[jax.Array], jax.Array]) -> ja
     def shrinking(state: _Correction) -> jax.Array:
         counts = state.size > eps * jnp.max(jnp.abs(state.x))
         shrinks = state.size < state.size_before / 2
-        return counts & shrinks & (state.count < _MAX_CORRECTIONS)
+        return counts & shrinks & (state.num_iters < _MAX_CORRECTIONS)
 
     def correct(state: _Correction) -> _Correction:
         step = correction(state.x)
         size = jnp.max(jnp.abs(step))
-        return _Correction(state.x + step, size, state.size, state.count + 1)
+        return _Correction(state.x + step, size, state.size, state.num_iters + 1)
 
     largest = jnp.full((), jnp.finfo(x.dtype).max, x.dtype)
     start = _Correction(x, largest / 4, largest, jnp.zeros((), jnp.int32))

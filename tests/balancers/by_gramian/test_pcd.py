@@ -99,7 +99,7 @@ def test_a_gradient_that_is_almost_opposite_is_not_conflicted_with(
     rows = np.array([[1.0, 0.0], [-np.cos(angle), np.sin(angle)]])
     weights = rule(jnp.asarray(rows @ rows.T, jnp.float32), primary=0, tau=0.0)
     step = direction(weights, rows)
-    eps = np.finfo(np.float32).eps
+    eps = float(np.finfo(np.float32).eps)
     assert abs(rows[1] @ step) / np.linalg.norm(step) < 4 * eps / angle
     np.testing.assert_allclose(np.linalg.norm(step), 1, atol=8 * eps / angle**2)
 
@@ -107,7 +107,8 @@ def test_a_gradient_that_is_almost_opposite_is_not_conflicted_with(
 def test_constraints_that_almost_exclude_each_other_hold() -> None:
     # The others are 0.02 from opposite: their progress takes a long way across.
     angle, tau = 0.02, 0.1
-    turned = [[0.0, np.cos(angle / 2), np.sin(angle / 2)]] * np.array([[1.0], [-1.0]])
+    half = np.array([[0.0, np.cos(angle / 2), np.sin(angle / 2)]])
+    turned = half * np.array([[1.0], [-1.0]])
     turned[1, 2] *= -1
     rows = np.vstack([[1.0, 0.0, 0.0], turned])
     weights = rule(jnp.asarray(rows @ rows.T, jnp.float32), primary=0, tau=tau)
@@ -116,7 +117,7 @@ def test_constraints_that_almost_exclude_each_other_hold() -> None:
     expected /= np.linalg.norm(expected)
     # The correlation of the two is known to machine epsilon, and what they may not
     # share, angle^2 / 2, to the quotient.
-    tolerance = 8 * np.finfo(np.float32).eps / angle**2
+    tolerance = 8 * float(np.finfo(np.float32).eps) / angle**2
     np.testing.assert_allclose(direction(weights, rows), expected, atol=tolerance)
 
 

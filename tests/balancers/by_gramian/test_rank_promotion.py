@@ -42,11 +42,11 @@ def losses_of(params: Any) -> Any:
 @pytest.mark.parametrize("name", METHODS)
 def test_one_step(name: str, stacked: bool) -> None:
     params = {"x": jnp.ones((3, 2)), "y": jnp.ones(4)}
-    link = balance(METHODS[name], LOSSES)
+    link: Any = balance(METHODS[name], LOSSES)
 
     def step(params: Any) -> Any:
         state = link.init(params)
-        gradients = task_gradients(losses_of)(params)
+        gradients: Any = task_gradients(losses_of)(params)
         if stacked:
             gradients = TaskGradients.from_stacked(gradients.stack(), gradients.losses)
         return link.update(gradients, state, params, key=jax.random.key(0))

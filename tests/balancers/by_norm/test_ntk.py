@@ -45,8 +45,7 @@ def test_the_traces_of_the_paper_over_a_sequence(decay: float) -> None:
     @jax.jit
     def step(state: Any, rows: jax.Array) -> Any:
         residuals = jnp.zeros((3, 4))
-        gradients = TaskGradients.from_stacked(rows.reshape(12, 5), residuals.ravel())
-        gradients.losses = residuals
+        gradients = TaskGradients.from_stacked(rows.reshape(12, 5), residuals)
         return balancer.update(ONES, state, residual_gradients=gradients)
 
     state, found = balancer.init(ONES), []
