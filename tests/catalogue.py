@@ -20,11 +20,13 @@ class Hyperparameter:
         factory: The factory that takes it.
         name: What it calls it.
         args: The factory's other arguments, or functions of the names that make them.
+        static: What optax must not trace.
     """
 
     factory: Callable[..., Any]
     name: str
     args: tuple[Any, ...] = ()
+    static: tuple[str, ...] = ()
 
     def set(self, names: tuple[str, ...], value: Any) -> Any:
         """The balancer with this value."""
@@ -32,7 +34,8 @@ class Hyperparameter:
 
     def inject(self, names: tuple[str, ...], value: Any) -> Any:
         """The same by optax, which injects all other numbers as well."""
-        return self._call(optax.inject_hyperparams(self.factory), names, value)
+        injected = optax.inject_hyperparams(self.factory, self.static)
+        return self._call(injected, names, value)
 
     def _call(self, factory: Callable[..., Any], names: Any, value: Any) -> Any:
         args = [arg(names) if callable(arg) else arg for arg in self.args]
@@ -276,7 +279,11 @@ METHODS = [
         "inverse_losses",
         lambda names: balancers.inverse_losses(num_steps=2),
     ),
-    Method("equal_norms", lambda names: balancers.equal_norms(refresh_every=1)),
+    Method(
+        "equal_norms",
+        lambda names: balancers.equal_norms(refresh_every=1),
+        number=Hyperparameter(balancers.equal_norms, "momentum"),
+    ),
     Method(
         "dwa",
         lambda names: balancers.dwa(),
@@ -295,7 +302,7 @@ METHODS = [
     Method(
         "soft_adapt",
         lambda names: balancers.soft_adapt(variant="normalized"),
-        number=Hyperparameter(balancers.soft_adapt, "beta"),
+        number=Hyperparameter(balancers.soft_adapt, "beta", static=("order",)),
         static=("order",),
     ),
     Method(
