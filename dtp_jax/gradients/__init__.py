@@ -1,12 +1,12 @@
 """Gradients of several losses at once, computed only as far as a method needs them."""
 
 from ._features import feature_task_gradients as feature_task_gradients
+from ._inputs import split_aux as split_aux
 from ._linearized import MAX_UNROLLED as MAX_UNROLLED
 from ._linearized import GramianMode as GramianMode
 from ._linearized import LinearMap as LinearMap
 from ._linearized import in_a_loop as in_a_loop
 from ._linearized import one_output as one_output
-from ._linearized import split_aux as split_aux
 from ._linearized import weights_like as weights_like
 from ._pairs import cross_gramian as cross_gramian  # of two batches
 from ._rows import of_each_row as of_each_row

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 from dtp_jax._core import linalg
 from dtp_jax._core.layout import layout_of
 
-from ._inputs import check_params
+from ._inputs import check_params, split_aux
 from ._linearized import (
     MAX_UNROLLED,
     in_a_loop,
     one_output,
-    split_aux,
     squared_norm,
     weights_like,
 )
@@ -266,6 +265,10 @@ class _FeatureMap:
     def squared_norms(self) -> jax.Array:
         """Squared norms of the gradients at the features."""
         return self._of_all(jax.vmap(squared_norm)(jax.tree.leaves(self.rows())))
+
+    def products(self, ones: jax.Array, vector: Any) -> jax.Array:
+        """Inner products of the gradients of all parameters with a vector."""
+        return self.shards.products(self._pull, ones, vector)
 
     def gramian(self) -> jax.Array:
         """Inner products of the gradients at the features."""

@@ -45,6 +45,42 @@ def check_params(params: Any) -> None:
             )
 
 
+def split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
+    """Splits and checks what a function of losses returned.
+
+    Args:
+        out: Its output.
+        has_aux: Whether that is a pair of losses and anything else.
+
+    Returns:
+        The losses, as arrays, and the auxiliary output, None without one.
+
+    Raises:
+        ValueError: If it is no pair, there is no loss, or one is not a real float.
+    """
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise ValueError(
+            f"With has_aux=True the function must return a pair (losses, aux), got "
+            f"{type(out).__name__}."
+        )
+    losses, aux = out if has_aux else (out, None)
+    if not jax.tree.leaves(losses):
+        raise ValueError("losses_fn returned no loss. Return a pytree of float losses.")
+    for path, leaf in jax.tree_util.tree_flatten_with_path(losses)[0]:
+        where = jax.tree_util.keystr(path)
+        if not isinstance(leaf, NUMBERS):
+            raise ValueError(
+                f"losses_fn returned{where} a {type(leaf).__name__}; a loss must be a "
+                "real float. Return anything else next to the losses, has_aux=True."
+            )
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"losses_fn returned{where} of dtype {jnp.result_type(leaf)}; a loss "
+                "must be a real float."
+            )
+    return jax.tree.map(jnp.asarray, losses), aux
+
+
 def is_real(name: str, leaf: Any) -> bool:
     """Whether a leaf is an array of real floats.
 

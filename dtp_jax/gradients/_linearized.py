@@ -13,7 +13,6 @@ from jax.extend.core import get_opaque_trace_state
 from dtp_jax._core import linalg
 from dtp_jax._core.layout import TaskLayout, layout_of
 
-from ._inputs import NUMBERS
 from ._shards import Shards
 from ._shared import check_heads, select
 
@@ -61,6 +60,13 @@ class LinearMap(Protocol):
         """``[T]``, the diagonal of the Gramian."""
         ...
 
+    def products(self, ones: jax.Array, vector: Any) -> jax.Array:
+        """``[T]`` inner products with a pytree like the parameters, over all of them.
+
+        The weights `ones` are where the sum of the rows is transposed.
+        """
+        ...
+
     def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
         """A function of the shared leaves of each row, its results stacked."""
         ...
@@ -87,42 +93,6 @@ def weights_like(losses: Any, weights: jax.Array) -> Any:
         layout_of(losses).tree(weights),
         losses,
     )
-
-
-def split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
-    """Splits and checks what a function of losses returned.
-
-    Args:
-        out: Its output.
-        has_aux: Whether that is a pair of losses and anything else.
-
-    Returns:
-        The losses, as arrays, and the auxiliary output, None without one.
-
-    Raises:
-        ValueError: If it is no pair, there is no loss, or one is not a real float.
-    """
-    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-        raise ValueError(
-            f"With has_aux=True the function must return a pair (losses, aux), got "
-            f"{type(out).__name__}."
-        )
-    losses, aux = out if has_aux else (out, None)
-    if not jax.tree.leaves(losses):
-        raise ValueError("losses_fn returned no loss. Return a pytree of float losses.")
-    for path, leaf in jax.tree_util.tree_flatten_with_path(losses)[0]:
-        where = jax.tree_util.keystr(path)
-        if not isinstance(leaf, NUMBERS):
-            raise ValueError(
-                f"losses_fn returned{where} a {type(leaf).__name__}; a loss must be a "
-                "real float. Return anything else next to the losses, has_aux=True."
-            )
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"losses_fn returned{where} of dtype {jnp.result_type(leaf)}; a loss "
-                "must be a real float."
-            )
-    return jax.tree.map(jnp.asarray, losses), aux
 
 
 def one_output(jvp: Callable[..., Any], losses: Any, task: int) -> tuple[Any, Any]:
@@ -254,6 +224,10 @@ class Linearized:
     def squared_norms(self) -> jax.Array:
         """The squared norm of each row."""
         return self.each(squared_norm)
+
+    def products(self, ones: jax.Array, vector: Any) -> jax.Array:
+        """A forward derivative of the losses, as a transpose of the backward pass."""
+        return self.shards.products(self._pull, ones, vector)
 
     def gramian(self) -> jax.Array:
         """Inner products of the rows, leaf by leaf."""

@@ -1,7 +1,7 @@
 """Devices that each hold a part of the batch."""
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -94,6 +94,25 @@ class Shards:
         return jax.tree.map(
             lambda mean, loss: mean.astype(loss.dtype), self.mean(wide), losses
         )
+
+    def products(
+        self, pull: Callable[[jax.Array], Any], ones: jax.Array, vector: Any
+    ) -> jax.Array:
+        """The inner product of each row with a vector, as the mean over the shards.
+
+        Args:
+            pull: From weights to the weighted sum of the rows, on one shard.
+            ones: ``[T]``.
+            vector: A pytree like the rows, the same on all shards.
+
+        Returns:
+            ``[T]``.
+        """
+        # The sum is linear in the weights, and its transpose takes all products at
+        # once. Transposing a mean over shards would not, without ``check_vma``.
+        transpose: Any = jax.vjp(pull, self.varying(ones))[1]
+        (products,) = transpose(self.varying(vector))
+        return self.mean(products)
 
     def check_same(self, weights: jax.Array) -> None:
         """Checks, as far as types tell, that weights are the same on all shards.

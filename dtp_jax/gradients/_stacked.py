@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dtp_jax._core import linalg
 
 from ._linearized import squared_norm
+from ._shards import Shards
 from ._shared import check_heads, select
 
 
@@ -79,6 +80,10 @@ class Stacked:
     def squared_norms(self) -> jax.Array:
         """The squared norm of each row."""
         return self.each(squared_norm)
+
+    def products(self, ones: jax.Array, vector: Any) -> jax.Array:
+        """Inner products of the rows with a vector."""
+        return Shards().products(self.pull, ones, vector)
 
     def gramian(self) -> jax.Array:
         """Inner products of the rows, leaf by leaf."""

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from dtp_jax._core.layout import TaskLayout, layout_of
 
 from ._guard import NoGradient, refuse_maps
-from ._inputs import check_params, real_rows
-from ._linearized import GramianMode, Linearized, LinearMap, split_aux
+from ._inputs import check_params, real_rows, split_aux
+from ._linearized import GramianMode, Linearized, LinearMap
 from ._seal import new_seal, unbroken, visibly
 from ._shards import AxisName, Shards
 from ._shared import Shared, shared_mask
@@ -87,6 +87,10 @@ class TaskGradients(NoGradient):
         """The losses, a pytree of scalars or arrays; None if they are not known."""
         return visibly(self._seal, self._losses)
 
+    @losses.setter
+    def losses(self, losses: Any) -> None:
+        self._losses = losses
+
     @property
     def num_tasks(self) -> int:
         """The number of tasks T."""
@@ -160,6 +164,26 @@ class TaskGradients(NoGradient):
             [4.0, 9.0]
         """
         return visibly(self._seal, self._map.squared_norms())
+
+    def products(self, vector: Any) -> jax.Array:
+        """Inner products of the gradients with a vector, over all parameters.
+
+        Costs a forward derivative of the losses, whatever the number of tasks.
+
+        Args:
+            vector: A pytree like the parameters, such as what `combine` returns.
+
+        Returns:
+            ``[T]``.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> losses_fn = lambda w: {"a": w**2, "b": 3.0 * w}
+            >>> task_gradients(losses_fn)(jnp.array(1.0)).products(2.0).tolist()
+            [4.0, 6.0]
+        """
+        ones = jnp.ones((self.num_tasks,), self._layout.dtype)
+        return visibly(self._seal, self._map.products(ones, vector))
 
     def stack(self) -> Any:
         """The gradients of all tasks.

@@ -93,6 +93,13 @@ WEIGHTS = {"constant": 1.0, "of_data": 0.3, "of_params": -2.0, "averaged": 1.5}
 ONES = dict.fromkeys(WEIGHTS, 1.0)
 
 
+def products_with(stack: Any, vector: Any) -> jax.Array:
+    pairs = zip(jax.tree.leaves(stack), jax.tree.leaves(vector), strict=True)
+    return sum(
+        (jnp.einsum("t...,...->t", rows, leaf) for rows, leaf in pairs), jnp.zeros(())
+    )
+
+
 def expected_of(params: Any, x: jax.Array, y: jax.Array) -> Any:
     """What follows from the Jacobian of the whole batch."""
     jacobian = jax.jacrev(losses_fn)(params, x, y)
@@ -112,6 +119,7 @@ def expected_of(params: Any, x: jax.Array, y: jax.Array) -> Any:
         "stack": stack,
         "gramian": flat @ flat.T,
         "norms": jnp.sum(flat**2, axis=1),
+        "products": products_with(stack, PARAMS),
         "after": mixed,
     }
 
@@ -130,6 +138,7 @@ def test_gradients_of_shards_are_those_of_the_whole_batch(check_vma: bool) -> No
             "stack": gradients.stack(),
             "gramian": gradients.gramian(),
             "norms": gradients.squared_norms(),
+            "products": gradients.products(PARAMS),
             # Of the rows that are kept, if any.
             "after": gradients.combine(WEIGHTS, ONES),
         }
@@ -253,12 +262,14 @@ def expected_at_features() -> Any:
 
     of_weights = jax.grad(total)(PARAMS, FEATURE_WEIGHTS)
     of_ones = jax.grad(total)(PARAMS, jnp.ones(2))
+    stack = jax.jacrev(lambda p: total(p, jnp.eye(2)))(PARAMS)
     return {
         "losses": of_hidden(features["hidden"]),
         "gramian": rows @ rows.T,
         "norms": jnp.sum(rows**2, axis=1),
         "combined": {"trunk": of_weights["trunk"], "heads": of_ones["heads"]},
-        "stack": jax.jacrev(lambda p: total(p, jnp.eye(2)))(PARAMS),
+        "stack": stack,
+        "products": products_with(stack, PARAMS),
     }
 
 
@@ -269,6 +280,7 @@ def at_features(gradients: Any) -> Any:
         "norms": gradients.squared_norms(),
         "combined": gradients.combine(FEATURE_WEIGHTS, jnp.ones(2)),
         "stack": gradients.stack(),
+        "products": gradients.products(PARAMS),
     }
 
 
@@ -319,6 +331,8 @@ def links() -> dict[str, tuple[Any, bool]]:
         "upgrad": (upgrad, False),
         "grad_norm": (balance(balancers.grad_norm(), TASKS), False),
         "db_mtl": (dtp_jax.combiners.db_mtl(TASKS), False),
+        # It multiplies the rows by a vector instead of with each other.
+        "auto_lambda": (balance(balancers.auto_lambda(0.1), TASKS), False),
         "features": (
             balance(toys.equal_norms(), TASKS, heads="preferences"),
             True,
@@ -338,7 +352,9 @@ def one_step(
         make = task_gradients(whole_network, has_aux=True, axis_name=axis)
     gradients, kpis = make(params, *data)
     kpis = jax.lax.pmean(kpis, axis) if axis else kpis
-    updates, state = tx.update(gradients, state, params, kpis=kpis)
+    updates, state = tx.update(
+        gradients, state, params, kpis=kpis, second_task_gradients=gradients
+    )
     return optax.apply_updates(params, updates), state
 
 

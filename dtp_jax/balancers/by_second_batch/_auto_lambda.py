@@ -124,11 +124,7 @@ def auto_lambda(
         active = preferences > 0
         counted = (active & _is_primary(primary, layout)).astype(layout.dtype)
 
-        # The combination is linear in the weights, so that its transpose takes the
-        # inner products with all gradients at once.
-        _, transpose = jax.vjp(first.combine, jnp.ones_like(counted))
-        (products,) = transpose(second.combine(counted))
-        products = jax.lax.stop_gradient(products)
+        products = jax.lax.stop_gradient(first.products(second.combine(counted)))
         known = active & jnp.isfinite(products)
         slope = jnp.where(known, -(learning_rate * products), 0).astype(layout.dtype)
         step, new = inner.update(slope, state.optimizer, state.meta_weights)
