@@ -10,6 +10,7 @@ import pytest
 from dtp_jax import losses
 
 GAMMAS = [0.0, 0.5, 1.0, 2.0, 5.0]
+EPS = float(np.finfo(np.float32).eps)
 
 
 def focal(p: np.ndarray, gamma: float) -> np.ndarray:
@@ -192,15 +193,14 @@ def test_log_variances_out_of_bounds_are_drawn_back(s: float, loss: float) -> No
         assert np.sign(slope) == np.sign(s)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 0.999999])
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 0.999999, 0.9999999, 1 - 1e-8])
 def test_class_balanced_weights(beta: float) -> None:
     counts = np.array([1.0, 10.0, 500.0, 1e6])
-    b = float(np.float32(beta))
-    inverse = (1 - b) / (1 - b**counts)
+    inverse = (1 - beta) / (1 - beta**counts)
     expected = inverse * 4 / inverse.sum()
     found = losses.class_balanced_weights(jnp.array(counts), beta)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-    np.testing.assert_allclose(found.sum(), 4, rtol=1e-5)
+    # Ten operations, of which none has a larger condition than one.
+    np.testing.assert_allclose(found, expected, rtol=10 * EPS)
 
 
 def test_class_balanced_weights_at_the_ends() -> None:
@@ -246,3 +246,335 @@ def test_robust_loss_is_continuous_at_its_special_values() -> None:
         near = losses.general_robust_loss(1.3, special + 1e-4, 1.0)
         at = losses.general_robust_loss(1.3, special, 1.0)
         np.testing.assert_allclose(near, at, rtol=1e-3)
+
+
+CLASS_LOSSES = {
+    "softmax_focal_loss": losses.softmax_focal_loss,
+    "uncertainty_classification": lambda logits, labels: (
+        losses.uncertainty_classification(logits, labels, 0.4)
+    ),
+    "exact_temperature": lambda logits, labels: losses.uncertainty_classification(
+        logits, labels, 0.4, exact_temperature=True
+    ),
+}
+each_class_loss = pytest.mark.parametrize("name", CLASS_LOSSES)
+
+
+@each_class_loss
+def test_labels_of_any_width_name_their_class(name: str) -> None:
+    loss = CLASS_LOSSES[name]
+    logits = np.random.default_rng(0).normal(size=300)
+    # The class is where the logits say, not at its number modulo the number of classes.
+    for label, dtypes in ((10, "int8 uint8 uint16"), (255, "uint8 int16 uint32")):
+        # Swapped, it is the first class, which every type can name.
+        swapped = logits.copy()
+        swapped[[0, label]] = logits[[label, 0]]
+        expected = loss(jnp.asarray(swapped), jnp.int32(0))
+        for dtype in dtypes.split():
+            found = loss(jnp.asarray(logits), jnp.asarray(label, dtype))
+            np.testing.assert_allclose(found, expected, rtol=10 * EPS)
+    # As many classes as the type has numbers.
+    assert np.isfinite(loss(jnp.asarray(logits[:256]), jnp.uint8(255)))
+
+
+@each_class_loss
+def test_a_label_that_is_no_class_is_nan_in_any_width(name: str) -> None:
+    for labels in (jnp.uint8([5, 255]), jnp.int8([-1, 5]), np.array([2**32, -(2**40)])):
+        found = CLASS_LOSSES[name](jnp.zeros((2, 5)), labels)
+        assert np.isnan(found).all()
+
+
+def test_integer_errors_and_scales_do_not_wrap() -> None:
+    # The magnitude of the smallest int8 is not an int8, nor is minus a uint8 one.
+    found = losses.bounded_error_focal_loss(jnp.int8(-128), scale=200)
+    np.testing.assert_allclose(found, focal(np.array(72 / 200), 2), rtol=10 * EPS)
+    found = losses.uncertainty_regression(jnp.int8(3), jnp.uint8(2))
+    np.testing.assert_allclose(found, np.exp(-2) * 1.5 + 1, rtol=10 * EPS)
+    found = losses.uncertainty_laplace(jnp.int8(3), jnp.uint8(2))
+    np.testing.assert_allclose(found, np.exp(-2) * 3 + 2, rtol=10 * EPS)
+
+
+HALVES = {
+    "sigmoid_focal_loss": (lambda x: losses.sigmoid_focal_loss(x, x > 0), "float32"),
+    "softmax_focal_loss": (
+        lambda x: losses.softmax_focal_loss(x, jnp.int32(1), 0.5),
+        "float32",
+    ),
+    "bounded_error_focal_loss": (
+        lambda x: losses.bounded_error_focal_loss(x, scale=7),
+        "float32",
+    ),
+    "uncertainty_regression": (
+        lambda x: losses.uncertainty_regression(jnp.exp(x), x, positive=True),
+        None,
+    ),
+    "uncertainty_classification": (
+        lambda x: losses.uncertainty_classification(x, jnp.int32(1), x[0]),
+        None,
+    ),
+    "exact_temperature": (
+        lambda x: losses.uncertainty_classification(
+            x, jnp.int32(1), x[0], exact_temperature=True
+        ),
+        None,
+    ),
+    "uncertainty_laplace": (lambda x: losses.uncertainty_laplace(abs(x), x), None),
+    "general_robust_loss": (
+        lambda x: losses.general_robust_loss(x, 1.5, 0.5),
+        "float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_that_of_float32_rounded_once(name: str, dtype: str) -> None:
+    function, answer = HALVES[name]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=500), dtype)
+
+    def wide(x: jax.Array) -> jax.Array:
+        return function(x).astype(answer or dtype)
+
+    found = function(x)
+    assert found.dtype == (answer or dtype)
+    # `exp(x)` of the test is rounded to half precision first.
+    if name == "uncertainty_regression":
+        expected = losses.uncertainty_regression(
+            jnp.exp(x).astype("float32"), x.astype("float32"), positive=True
+        ).astype(dtype)
+    else:
+        expected = wide(x.astype("float32"))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_many_classes_in_half_precision() -> None:
+    # All logits equal: p = 1 / C, which bfloat16 is too short to sum.
+    for count in (1000, 10_000):
+        zeros, label = jnp.zeros(count, jnp.bfloat16), jnp.int32(7)
+        exact = focal(np.array(1 / count), 2)
+        found = losses.softmax_focal_loss(zeros, label)
+        np.testing.assert_allclose(found, exact, rtol=10 * EPS)
+        found = losses.uncertainty_classification(zeros, label, 0.0)
+        # Returned in bfloat16: half a unit of its last digit is at most 2^-8.
+        np.testing.assert_allclose(float(found), np.log(count), rtol=2**-8)
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_small_bounded_errors_keep_their_digits(gamma: float) -> None:
+    errors = np.float32([1e-30, 1e-12, 1e-6, 1e-3, 0.3, 0.98])
+    found = losses.bounded_error_focal_loss(errors, gamma)
+    wide = np.float64(errors)
+    expected = -(wide**gamma) * np.log1p(-wide)
+    kept = expected > 1e-37
+    # A power costs the digits of its exponent, gamma log(error).
+    rtol = EPS * (10 + 4 * gamma * np.abs(np.log(wide)))
+    error = np.abs(found - expected)
+    assert np.all((error <= rtol * expected)[kept])
+    half = losses.bounded_error_focal_loss(jnp.bfloat16(0.001), gamma)
+    wide = float(jnp.bfloat16(0.001))
+    exact = -(wide**gamma) * np.log1p(-wide)
+    np.testing.assert_allclose(half, exact, rtol=EPS * (10 + 28 * gamma))
+
+
+def test_the_slope_of_the_bounded_error_is_that_of_the_definition() -> None:
+    errors = np.float32([1e-6, 1e-3, 0.3, 0.9])
+    for gamma in (0.0, 0.5, 2.0):
+        slope = jax.vmap(
+            jax.grad(lambda e, g=gamma: losses.bounded_error_focal_loss(e, g))
+        )(errors)
+        e = np.float64(errors)
+        exact = e**gamma / (1 - e) - gamma * e ** (gamma - 1) * np.log1p(-e)
+        np.testing.assert_allclose(slope, exact, rtol=EPS * (20 + 60 * gamma))
+
+
+B, B1 = jnp.full(8, 0.5), jnp.full((8, 1), 0.5)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: losses.softmax_focal_loss(jnp.zeros((8, 5)), jnp.zeros((8, 1), int)),
+        lambda: losses.softmax_focal_loss(jnp.zeros((8, 5)), jnp.zeros(8, int), B1),
+        lambda: losses.sigmoid_focal_loss(B, B1),
+        lambda: losses.sigmoid_focal_loss(jnp.zeros((8, 5)), B1),
+        lambda: losses.sigmoid_focal_loss(B, B, B1),
+        lambda: losses.bounded_error_focal_loss(B, B1),
+        lambda: losses.bounded_error_focal_loss(B, scale=B1),
+        lambda: losses.bounded_error_focal_loss(B1, p_min=B),
+        lambda: losses.uncertainty_regression(B, B1),
+        lambda: losses.uncertainty_regression(B1, 0.0, bound=B),
+        lambda: losses.uncertainty_laplace(B1, B),
+        lambda: losses.uncertainty_classification(
+            jnp.zeros((8, 5)), jnp.zeros((8, 1), int), 0.0
+        ),
+        lambda: losses.uncertainty_classification(
+            jnp.zeros((8, 5)), jnp.zeros(8, int), B1
+        ),
+        lambda: losses.general_robust_loss(B, 1.0, B1),
+        lambda: losses.general_robust_loss(B, B1, 1.0),
+        lambda: losses.class_balanced_weights(jnp.ones((8, 5)), 0.9),
+        lambda: losses.class_balanced_weights(jnp.ones(8), B1),
+    ],
+)
+def test_shapes_that_would_broadcast_by_mistake_raise(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"got .*\[8"):
+        call()
+
+
+def test_scalars_and_sizes_of_one_do_broadcast() -> None:
+    for call in (
+        lambda: losses.sigmoid_focal_loss(B, 1, 0.5),
+        lambda: losses.uncertainty_regression(B, 0.0),
+        lambda: losses.uncertainty_regression(3.0, B),
+        lambda: losses.uncertainty_laplace(B, jnp.zeros(1)),
+        lambda: losses.general_robust_loss(B, 1.0, jnp.ones(1)),
+        lambda: losses.uncertainty_classification(jnp.zeros(5), jnp.array(1), B),
+        lambda: losses.uncertainty_classification(
+            jnp.zeros(5), jnp.array(1), B, exact_temperature=True
+        ),
+    ):
+        assert jax.eval_shape(call).shape == (8,)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_an_excluded_true_class_is_infinite_with_the_slopes_of_the_limit(
+    gamma: float,
+) -> None:
+    def loss(logits: jax.Array, gamma: Any) -> jax.Array:
+        return losses.softmax_focal_loss(logits, jnp.array(0), gamma)
+
+    # Up to terms in p, the loss is the difference between the log of the sum over the
+    # others and the logit that is left out, which has no slope.
+    logits = jnp.array([-jnp.inf, 0.0, 1.0])
+    value, (in_logits, in_gamma) = jax.value_and_grad(loss, (0, 1))(logits, gamma)
+    rest = np.exp([0.0, 1.0])
+    assert value == jnp.inf
+    np.testing.assert_allclose(in_logits, [0, *(rest / rest.sum())], rtol=10 * EPS)
+    assert in_gamma == 0
+
+
+MASKED = {
+    "softmax": lambda x, s: losses.softmax_focal_loss(x, jnp.array([0, 0]), 0.5),
+    "sigmoid": lambda x, s: losses.sigmoid_focal_loss(x[:, 0], 1, 0.5),
+    "classification": lambda x, s: losses.uncertainty_classification(
+        x, jnp.array([0, 0]), s
+    ),
+    "exact_temperature": lambda x, s: losses.uncertainty_classification(
+        x, jnp.array([0, 0]), s, exact_temperature=True
+    ),
+    "regression": lambda x, s: losses.uncertainty_regression(-x[:, 0], s),
+    "laplace": lambda x, s: losses.uncertainty_laplace(-x[:, 0], s),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_an_infinite_loss_that_a_mask_leaves_out_leaves_nothing(name: str) -> None:
+    @jax.jit
+    def gradients(x: jax.Array) -> Any:
+        def total(x: jax.Array, s: jax.Array) -> jax.Array:
+            mask = jnp.array([True, False])
+            return jnp.sum(jnp.where(mask, MASKED[name](x, s), 0))
+
+        return jax.grad(total, (0, 1))(x, jnp.array(0.3))
+
+    rows = jnp.array([[-0.5, 0.0, 1.0], [-jnp.inf, 0.0, 1.0]])
+    by_row, by_s = gradients(rows)
+    np.testing.assert_array_equal(by_row[1], 0)
+    # The other example is as it is next to a harmless one.
+    expected_row, expected_s = gradients(rows.at[1, 0].set(0.0))
+    np.testing.assert_array_equal(by_row[0], expected_row[0])
+    np.testing.assert_array_equal(by_s, expected_s)
+
+
+def test_the_temperature_has_a_slope_next_to_an_excluded_class() -> None:
+    def loss(s: Any) -> jax.Array:
+        logits = jnp.array([-jnp.inf, 0.0, 1.0])
+        return losses.uncertainty_classification(
+            logits, jnp.array(1), s, exact_temperature=True
+        )
+
+    # log(1 + exp(t)) with t = exp(-s), whose slope in s is -t sigmoid(t).
+    t = np.exp(-0.1)
+    value, slope = jax.value_and_grad(loss)(0.1)
+    np.testing.assert_allclose(value, np.log1p(np.exp(t)), rtol=4 * EPS)
+    np.testing.assert_allclose(slope, -t / (1 + np.exp(-t)), rtol=10 * EPS)
+    assert slope == pytest.approx(-0.644, abs=1e-3)
+
+
+def test_infinite_logits_are_the_limit_of_large_ones() -> None:
+    logits = jnp.array([jnp.inf, -jnp.inf, 3e38, -3e38])
+    for labels, expected in (
+        (jnp.ones(4, int), [0, np.inf, 0, 3e38]),
+        (jnp.zeros(4), [np.inf, 0, 3e38, 0]),
+    ):
+        for gamma in (0.0, 0.5, 2.0):
+            value, slope = jax.vmap(
+                jax.value_and_grad(losses.sigmoid_focal_loss), (0, 0, None)
+            )(logits, labels, gamma)
+            np.testing.assert_allclose(value, expected, rtol=EPS)
+            sign = np.where(labels > 0, -1, 1)
+            np.testing.assert_array_equal(slope, np.where(value > 0, sign, 0))
+
+
+def test_soft_labels_are_those_of_optax() -> None:
+    logits = jnp.linspace(-9, 9, 7)
+    found = losses.sigmoid_focal_loss(logits, jnp.full(7, 0.3))
+    expected = optax.losses.sigmoid_focal_loss(logits, jnp.full(7, 0.3))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("alpha", [-300.0, -7.0, -2.0, -1e-3, 0.0, 0.5, 1.5, -np.inf])
+def test_the_slope_of_the_robust_loss_keeps_its_digits(alpha: float) -> None:
+    x = np.float32([1e-3, 0.3, 2.0, 6.0, 8.0, 3e3, 1e5])
+    gradient = jax.vmap(jax.grad(losses.general_robust_loss, (0, 2)), (0, None, None))
+    in_x, in_scale = gradient(x, alpha, 0.5)
+    wide, scale = np.float64(x), 0.5
+    u = (wide / scale) ** 2
+    # The derivative of equation 8, and its limits; the exponent costs digits.
+    if alpha == -np.inf:
+        log_factor = -u / 2
+    else:
+        a, b = float(np.float32(alpha)), abs(float(np.float32(alpha)) - 2)
+        log_factor = (a / 2 - 1) * np.log1p(u / b)
+    expected = wide / scale**2 * np.exp(log_factor)
+    kept = expected > 1e-30
+    rtol = EPS * (10 + 4 * np.abs(log_factor))
+    assert np.all((np.abs(in_x - expected) <= rtol * expected)[kept])
+    expected *= wide / scale
+    assert np.all((np.abs(-in_scale - expected) <= rtol * expected)[kept])
+
+
+def test_the_robust_loss_in_float64_has_the_range_of_float64() -> None:
+    with jax.enable_x64(True):
+        found = losses.general_robust_loss(jnp.float64(20.0), jnp.inf, 1.0)
+        np.testing.assert_allclose(found, np.expm1(200.0), rtol=1e-12)
+        found = losses.general_robust_loss(jnp.float64(1e30), 1.0, 1.0)
+        np.testing.assert_allclose(found, 1e30, rtol=1e-12)
+
+
+def test_nothing_relies_on_rank_promotion_or_passes_through_nan() -> None:
+    logits, labels = jnp.array([[0.5, -jnp.inf, 2.0]]), jnp.array([2])
+    x, e = jnp.array([0.3]), jnp.array([0.0])
+    calls = [
+        lambda x: losses.sigmoid_focal_loss(x, 1),
+        lambda x: losses.sigmoid_focal_loss(x + jnp.inf, labels),
+        lambda x: losses.softmax_focal_loss(logits + x[:, None], labels),
+        lambda x: losses.softmax_focal_loss(x[:, None], jnp.array([0])),
+        lambda x: losses.bounded_error_focal_loss(e * x),
+        lambda x: losses.uncertainty_regression(x, 0.0, positive=True),
+        lambda x: losses.uncertainty_laplace(x, x),
+        lambda x: losses.uncertainty_classification(logits, labels, x),
+        lambda x: losses.uncertainty_classification(
+            logits, labels, x, exact_temperature=True
+        ),
+        lambda x: losses.class_balanced_weights(x, 0.99999999),
+        lambda x: losses.class_balanced_weights(e * x, 0.0),
+        *(
+            lambda x, a=alpha: losses.general_robust_loss(x, a, 2.0)
+            for alpha in (-jnp.inf, -2.0, 0.0, 2.0, jnp.inf)
+        ),
+    ]
+    with jax.numpy_rank_promotion("raise"), jax.debug_nans(True):
+        for call in calls:
+            value, slope = jax.value_and_grad(lambda x, f=call: f(x).sum())(x)
+            assert not np.isnan([value, slope[0]]).any()

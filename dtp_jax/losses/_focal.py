@@ -67,8 +67,7 @@ def sigmoid_focal_loss(
     against = jnp.where(logits > 0, 1 - labels, labels)
     wrong = against > 0
     power = jnp.exp((1 + gamma) * jnp.log(jnp.where(wrong, against, 1)))
-    steepness = jnp.where(wrong, jax.lax.stop_gradient(power), 0)
-    limit = jnp.where(wrong & far, steepness * jnp.abs(logits), 0)
+    limit = jax.lax.stop_gradient(power) * jnp.where(wrong & far, jnp.abs(logits), 0)
     return jnp.where(far, limit, loss)
 
 
@@ -92,7 +91,7 @@ def softmax_focal_loss(
 
     Returns:
         ``[...]``, at least 0, in float32 or better. Where the true class is left out,
-        the loss is inf and its gradient that of the limit, which is finite.
+        the loss is inf, and its gradient in the other logits is that of the limit.
 
     Raises:
         ValueError: If gamma is a negative number, the labels are not integers or the

@@ -77,8 +77,7 @@ def uncertainty_classification(
 
     Args:
         logits: ``[..., C]``. Classes with a logit of -inf are left out; if it is the
-            true class, the loss is inf, with the finite gradient of the limit in the
-            logits and none in s.
+            true class, the loss is inf, and its gradients are finite.
         labels: ``[...]``, integers in [0, C); the loss of any other label is NaN.
         log_variance: ``[...]``, s; a scalar, or with 1 for sizes to be repeated.
         exact_temperature: Whether to compute the likelihood instead of its

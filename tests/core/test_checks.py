@@ -39,3 +39,22 @@ def test_last_axis() -> None:
     for wrong in (jnp.zeros((4, 3)), jnp.zeros(())):
         with pytest.raises(ValueError, match=r"boxes must have shape \[\.\.\., 4\]"):
             checks.check_last_axis("boxes", wrong, 4)
+
+
+def test_no_axes_are_added_silently() -> None:
+    checks.check_no_new_axes(a=jnp.zeros((8, 5)), b=jnp.zeros((8, 1)), c=2.0)
+    checks.check_no_new_axes(a=[1.0, 2.0], b=jnp.zeros(1))
+    for shapes in (((8,), (8, 1)), ((8, 5), (5,)), ((8,), (7,))):
+        a, b = map(jnp.zeros, shapes)
+        with pytest.raises(ValueError, match="Add missing axes") as info:
+            checks.check_no_new_axes(left=a, right=b)
+        assert f"left {list(shapes[0])}, right {list(shapes[1])}" in str(info.value)
+
+
+def test_labels_are_one_for_each_row() -> None:
+    checks.check_labels(jnp.zeros((8, 5)), [0] * 8)
+    for labels in (jnp.zeros((8, 1)), jnp.zeros((8, 5)), 0):
+        with pytest.raises(ValueError, match="same leading axes, got"):
+            checks.check_labels(jnp.zeros((8, 5)), labels)
+    with pytest.raises(ValueError, match="same leading axes, got"):
+        checks.check_labels(1.0, 0)
