@@ -92,7 +92,9 @@ def test_trains_as_the_plain_weighted_sum_does() -> None:
 
 def test_kpis_of_the_same_forward_pass() -> None:
     model = Model(nnx.Rngs(0))
-    link = dtp_jax.dynamic_task_prioritization(KPIS, warmup_steps=0, alpha=1.0)
+    link = dtp_jax.dynamic_task_prioritization(
+        KPIS, warmup_steps=0, alpha=1.0, ramp_steps=0, normalize=None
+    )
     tx = optax.chain(link, optax.adam(0.1))
     optimizer = dtp_nnx.Optimizer(model, tx, wrt=nnx.Param)
     calls = []

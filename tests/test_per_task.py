@@ -54,7 +54,7 @@ PER_TASK = {
         balancers.auto_lambda, "init_value", learning_rate=0.1
     ),
     "prioritization-gamma": lambda tasks, value: dtp_jax.dynamic_task_prioritization(
-        tasks, gamma=value, warmup_steps=0
+        tasks, gamma=value, warmup_steps=0, ramp_steps=0
     ),
     "grad_drop-leak": lambda tasks, value: combiners.grad_drop(tasks, leak=value),
 }
