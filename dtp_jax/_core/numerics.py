@@ -201,25 +201,12 @@ def _expm1_minus_identity_jvp(primals, tangents):
     return expm1_minus_identity(primals[0]), slope * tangents[0]
 
 
-def exp_minus(z: jax.Array) -> jax.Array:
-    """Returns exp(-z), with the slope zero below -10 and where it underflows.
+def exp_minus(z: jax.Array, low: float = -10.0) -> jax.Array:
+    """Returns exp(-z), with the slope zero below `low` and where it underflows.
 
     At z = -10, exp(-exp(-z)) is zero in all precisions, and at z = 1000, exp(-z) is.
     """
-    return jnp.exp(-jnp.where(z < -10, -10, jnp.where(z > 1000, 1000, z)))
-
-
-@jax.custom_jvp
-def exp_minus_unbounded(z: jax.Array) -> jax.Array:
-    """Returns exp(-z), with a slope that stays finite where it overflows."""
-    return jnp.exp(-z)
-
-
-@exp_minus_unbounded.defjvp
-def _exp_minus_unbounded_jvp(primals, tangents):
-    # As above, zero times this slope has to stay zero.
-    power = exp_minus_unbounded(primals[0])
-    return power, -jnp.minimum(power, jnp.finfo(power.dtype).max) * tangents[0]
+    return jnp.exp(-jnp.where(z < low, low, jnp.where(z > 1000, 1000, z)))
 
 
 def softmax_over(active: jax.Array, logits: jax.Array) -> jax.Array:

@@ -4,15 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dtp_jax._core.numerics import (
-    divide,
-    exp_minus,
-    exp_minus_unbounded,
-    expm1,
-    in_working_type,
-)
+from dtp_jax._core.layout import missing_value
+from dtp_jax._core.numerics import divide, exp_minus, in_working_type
 
-from ._parameters import parameters, standardize
+from ._parameters import parameters
 
 
 @in_working_type
@@ -37,7 +32,7 @@ def pdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, scale = standardize(x, loc, scale)
+    z, scale = _standardize(x, loc, scale)
     return divide(exp_minus(z) * jnp.exp(-exp_minus(z)), scale)
 
 
@@ -63,11 +58,11 @@ def logpdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Ar
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, scale = standardize(x, loc, scale)
+    z, scale = _standardize(x, loc, scale)
     # Below -50, z is lost against exp(-z) in all precisions, but if it overflowed it
     # would turn the difference into NaN.
     linear = jnp.where(z < -50, -50, z)
-    return -linear - exp_minus_unbounded(z) - jnp.log(scale)
+    return -linear - exp_minus(z, -jnp.inf) - jnp.log(scale)
 
 
 @in_working_type
@@ -92,7 +87,7 @@ def cdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _ = standardize(x, loc, scale)
+    z, _ = _standardize(x, loc, scale)
     return jnp.exp(-exp_minus(z))
 
 
@@ -118,8 +113,8 @@ def logcdf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Ar
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _ = standardize(x, loc, scale)
-    return -exp_minus_unbounded(z)
+    z, _ = _standardize(x, loc, scale)
+    return -exp_minus(z, -jnp.inf)
 
 
 @in_working_type
@@ -144,8 +139,11 @@ def sf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    z, _ = standardize(x, loc, scale)
-    return -expm1(-exp_minus(z))
+    z, _ = _standardize(x, loc, scale)
+    t = exp_minus(z)
+    # The derivative of expm1 is computed as expm1 + 1, which has no correct digit left
+    # where t is large. There the plain difference is as accurate, and so is its slope.
+    return jnp.where(z > 0, -jnp.expm1(-t), 1 - jnp.exp(-t))
 
 
 @in_working_type
@@ -174,7 +172,7 @@ def logsf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Arr
         Gumbel, "Statistics of Extremes", 1958. Maechler, "Accurately Computing
         log(1 - exp(-|a|))", 2012, on log1mexp.
     """
-    z, _ = standardize(x, loc, scale)
+    z, _ = _standardize(x, loc, scale)
     t = exp_minus(z)
     far = z > 7
     # The next term of the expansion, t^4 / 2880, is below 3e-16 there.
@@ -186,9 +184,9 @@ def logsf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Arr
 def ppf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Quantile, the inverse of `cdf`: ``loc - scale log(-log(q))``.
 
-    It is -inf at zero, inf at one and NaN outside [0, 1]; its derivatives with respect
-    to `q` and `scale` are infinite at zero and at one, and taken as zero there. Where
-    `q` is within rounding of one, pass its complement to `isf` instead.
+    It is -inf at zero, inf at one and NaN outside [0, 1]; its derivative with respect
+    to `q` is infinite at zero and at one, and taken as zero there. Where `q` is within
+    rounding of one, pass its complement to `isf` instead.
 
     Args:
         q: Probabilities in [0, 1].
@@ -208,15 +206,19 @@ def ppf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    return _quantile(q, loc, scale, upper=False)
+    q, loc, scale = parameters(q, loc, scale)
+    inside = (q > 0) & (q < 1)
+    z = -jnp.log(-jnp.log(jnp.where(inside, q, 0.5)))
+    z = jnp.where(inside, z, _at_ends(jnp.where(inside, 0, q), -jnp.inf, jnp.inf))
+    return loc + scale * z
 
 
 @in_working_type
 def isf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array:
     """Upper quantile, the inverse of `sf`: ``loc - scale log(-log1p(-q))``.
 
-    It is inf at zero, -inf at one and NaN outside [0, 1]; its derivatives with respect
-    to `q` and `scale` are infinite at zero and at one, and taken as zero there.
+    It is inf at zero, -inf at one and NaN outside [0, 1]; its derivative with respect
+    to `q` is infinite at zero and at one, and taken as zero there.
 
     Args:
         q: Probabilities in [0, 1].
@@ -236,19 +238,21 @@ def isf(q: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Array
     References:
         Gumbel, "Statistics of Extremes", 1958.
     """
-    return _quantile(q, loc, scale, upper=True)
-
-
-def _quantile(
-    q: ArrayLike, loc: ArrayLike, scale: ArrayLike, *, upper: bool
-) -> jax.Array:
     q, loc, scale = parameters(q, loc, scale)
     inside = (q > 0) & (q < 1)
-    safe = jnp.where(inside, q, 0.5)
-    z = -jnp.log(-(jnp.log1p(-safe) if upper else jnp.log(safe)))
-    # The ends are infinite for every scale, which has no part in them but where it is
-    # NaN. NaN occurs only where it is the answer: to search for it in every operation
-    # does not stop here.
-    end = jnp.where((q == 0) == upper, jnp.inf, -jnp.inf)
-    end = jnp.where((q >= 0) & (q <= 1) & (scale > 0), end, jnp.nan)
-    return loc + jnp.where(inside, scale * z, end)
+    z = -jnp.log(-jnp.log1p(-jnp.where(inside, q, 0.5)))
+    z = jnp.where(inside, z, _at_ends(jnp.where(inside, 0, q), jnp.inf, -jnp.inf))
+    return loc + scale * z
+
+
+def _standardize(
+    x: ArrayLike, loc: ArrayLike, scale: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Returns z and the scale."""
+    x, loc, scale = parameters(x, loc, scale)
+    return divide(x - loc, scale), scale
+
+
+def _at_ends(q: jax.Array, at_zero: float, at_one: float) -> jax.Array:
+    """Returns the limits at zero and one, and NaN elsewhere."""
+    return jnp.where(q == 0, at_zero, jnp.where(q == 1, at_one, missing_value()))

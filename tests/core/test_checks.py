@@ -45,12 +45,8 @@ def test_last_axis() -> None:
 
 def test_no_axes_are_added_silently() -> None:
     checks.check_no_new_axes(a=jnp.zeros((8, 5)), b=jnp.zeros((8, 1)), c=2.0)
-<<<<<<< HEAD
     listed: Any = [1.0, 2.0]
     checks.check_no_new_axes(a=listed, b=jnp.zeros(1))
-=======
-    checks.check_no_new_axes(a=[1.0, 2.0], b=jnp.zeros(1))
->>>>>>> h-toolbox
     for shapes in (((8,), (8, 1)), ((8, 5), (5,)), ((8,), (7,))):
         a, b = map(jnp.zeros, shapes)
         with pytest.raises(ValueError, match="Add missing axes") as info:
@@ -59,12 +55,8 @@ def test_no_axes_are_added_silently() -> None:
 
 
 def test_labels_are_one_for_each_row() -> None:
-<<<<<<< HEAD
     listed: Any = [0] * 8
     checks.check_labels(jnp.zeros((8, 5)), listed)
-=======
-    checks.check_labels(jnp.zeros((8, 5)), [0] * 8)
->>>>>>> h-toolbox
     for labels in (jnp.zeros((8, 1)), jnp.zeros((8, 5)), 0):
         with pytest.raises(ValueError, match="same leading axes, got"):
             checks.check_labels(jnp.zeros((8, 5)), labels)

@@ -405,5 +405,5 @@ def test_explicit_mesh() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"\[T, T\] and preferences \[T\], got \[2, 3"):
         nash_equation(jnp.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"alpha must be a number in \(0, inf\)"):
-        fair_equation(jnp.eye(2), alpha=0.0)
+    with pytest.raises(ValueError, match=r"alpha must be a number in \[0, inf\)"):
+        fair_equation(jnp.eye(2), alpha=-1.0)
