@@ -70,7 +70,11 @@ def methods(problem: Problem) -> dict[str, Link]:
     """
 
     def weighted(setting: Setting) -> Any:
-        return balance(balancers.constant(setting["weights"]), problem.tasks)
+        weights = setting["weights"]
+        if not isinstance(problem.tasks, int):
+            pairs = zip(problem.names, weights, strict=True)
+            weights = dict(pairs)
+        return balance(balancers.constant(weights), problem.tasks)
 
     def prioritized(setting: Setting) -> Any:
         del setting

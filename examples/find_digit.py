@@ -49,7 +49,7 @@ from examples import _digits, _plots
 
 TASKS = ("box", "class")
 COLUMNS = ("accuracy", "IoU", "IoU voted", "> 0.75", "> 0.75 even", "> 0.75 voted")
-SHOWN = "DTP sum to T, KL"  # the method whose boxes are drawn
+SHOWN = "DTP, KL"  # the method whose boxes are drawn
 LEARNING_RATE = 1e-2
 BATCH_SIZE = 32
 NUM_SCENES = {"train": 20_000, "validation": 2_000, "test": 2_000}

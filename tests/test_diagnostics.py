@@ -36,7 +36,9 @@ def test_names_of_tasks_in_one_array_are_positions() -> None:
 
 def test_tasks_with_the_same_path_are_both_there() -> None:
     tasks = {"a/b": jnp.zeros(()), "a": {"b": jnp.zeros(())}}
-    link = dynamic_task_prioritization(tasks, warmup_steps=0)
+    link = dynamic_task_prioritization(
+        tasks, warmup_steps=0, ramp_steps=0, normalize=None
+    )
     gradients = TaskGradients.from_stacked(jnp.eye(2), tasks)
     kpis = {"a/b": 0.5, "a": {"b": 0.1}}
     _, state = link.update(gradients, link.init(None), kpis=kpis)

@@ -15,7 +15,7 @@ from dtp_jax._core.balancer import (
     nonzero,
     transformation,
 )
-from dtp_jax._core.layout import TaskLayout, layout_of, per_task
+from dtp_jax._core.layout import TaskLayout, layout_of, missing_value, per_task
 from dtp_jax._core.reads import required
 from dtp_jax.balancers.on_weights._normalize_weights import Total
 from dtp_jax.curricula._stages import blend, ramp, timetable
@@ -99,7 +99,9 @@ def prioritized(
         largest = jnp.where(ranged, _CAP, 1)
         inside = jnp.clip(jnp.where(known, observed, 0), 0, largest)
         averaged = jax.lax.stop_gradient(
-            update_kpis(state.kpis, jnp.where(known, inside, jnp.nan), settings.alpha)
+            update_kpis(
+                state.kpis, jnp.where(known, inside, missing_value()), settings.alpha
+            )
         )
         seen = jnp.where(ranged, inside, observed)
         ends = (inside <= 0) | (inside >= largest)

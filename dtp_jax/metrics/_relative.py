@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dtp_jax._core.checks import check_last_axis, check_number
+from dtp_jax._core.layout import missing_value
 from dtp_jax._core.numerics import as_floats, exact
 
 from ._errors import bounded_error
@@ -92,7 +93,7 @@ def unclipped(kpi: ArrayLike, chance: ArrayLike, reference: ArrayLike) -> jax.Ar
     span = high - low
     known = jnp.isfinite(kpi) & (span != 0)
     share = (jnp.where(known, kpi, 0) - low) / jnp.where(span != 0, span, 1)
-    return jnp.where(known, share, jnp.nan)
+    return jnp.where(known, share, missing_value())
 
 
 def check_range(name: str, chance: Any, reference: Any) -> None:
@@ -146,7 +147,7 @@ def chance_accuracy(labels: ArrayLike, *, where: ArrayLike | None = None) -> jax
     most = jnp.max(kept[ends] - before, initial=0)
     count = jnp.sum(valid)
     share = most / jnp.maximum(count, 1)
-    return jnp.where(count > 0, share, jnp.nan).astype(jnp.float32)
+    return jnp.where(count > 0, share, missing_value()).astype(jnp.float32)
 
 
 def chance_bounded_error(
@@ -220,7 +221,9 @@ def chance_correlation() -> float:
 
 
 def _median(values: jax.Array, valid: jax.Array) -> jax.Array:
-    return jnp.nanmedian(jnp.where(valid & jnp.isfinite(values), values, jnp.nan))
+    return jnp.nanmedian(
+        jnp.where(valid & jnp.isfinite(values), values, missing_value())
+    )
 
 
 def _like(name: str, value: Any, treedef: Any, size: int) -> list[Any]:
