@@ -168,6 +168,10 @@ class _WatchedMap:
         self.asked.add("combine")
         return self.rows.pull(*args)
 
+    def products(self, *args: Any) -> Any:
+        self.asked.add("combine")
+        return self.rows.products(*args)
+
     def stack(self) -> Any:
         self.asked.add("rows")
         return self.rows.stack()

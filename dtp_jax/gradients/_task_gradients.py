@@ -261,8 +261,7 @@ class TaskGradients(NoGradient):
         """Whether no transformation took this for a pytree of gradients.
 
         Returns:
-            A boolean that is False if the leaves were scaled, which only a schedule can
-            do without changing their types.
+            A boolean that is False if the leaves were scaled, as a schedule can.
 
         Raises:
             ValueError: If arithmetic was done on the leaves, such as by `optax.scale`
