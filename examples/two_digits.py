@@ -171,7 +171,7 @@ def report(
         {MEASUREMENTS} times, median over the seeds. Differences are to equal weights of
         the same seed and schedule. Each row has the rate, or rate and weights, that did
         best on validation digits of {len(_methods.RATES)} tries, by the average or, if
-        so named, by the worst task. The fixed weights of the row were four powers of
+        so named, by the worst task. The fixed weights of the row were three powers of
         the ink: they were told the order of difficulty.
     """
     parts = []
