@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from dtp_jax import boxes
+from tests.toys import assert_near
 
 # Boxes built from these are ordinary, degenerate, inverted, tiny or huge. The last two
 # are on either side of the length that counts as zero.
@@ -469,7 +470,7 @@ def test_bounded_iou_loss_is_its_definition() -> None:
             square = cost**2 / (2 * beta)
             expected[:, column] = np.where(cost < beta, square, cost - beta / 2)
     found = boxes.bounded_iou_loss(jnp.array(predicted), jnp.array(target))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert_near(found, expected, rtol=1e-4)
 
 
 def test_the_grade_of_a_size_is_the_iou_of_boxes_that_differ_in_it() -> None:

@@ -18,7 +18,7 @@ from dtp_jax import TaskGradients
 from tests import toys
 from tests.catalogue import METHODS
 from tests.combiner_catalogue import COMBINERS
-from tests.toys import balance, balancers, curricula
+from tests.toys import assert_near, balance, balancers, curricula
 
 combiners: Any = dtp_jax.combiners
 inject: Any = optax.inject_hyperparams
@@ -292,7 +292,7 @@ def test_links_take_schedules() -> None:
     expected = [clipped[1:], prioritized[1:]]
     found = jax.jit(lambda: [run(link, link) for link in scheduled])()
     wanted = jax.jit(lambda: [run(*links) for links in expected])()
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    assert_near(found, wanted, rtol=1e-5)
 
 
 def test_a_lag_of_dwa_in_the_state() -> None:

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import instance_wise
 from dtp_jax import task_gradients
 from tests import toys
-from tests.toys import balance, balancers
+from tests.toys import assert_near, balance, balancers
 
 B, T = 6, 2
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -43,9 +43,9 @@ def test_a_vector_of_losses_has_the_gradients_of_its_examples(mode: Any) -> None
     expected = jax.vmap(jax.grad(per_example), (None, 0, 0))(PARAMS, X, Y)
     np.testing.assert_allclose(losses, per_example(PARAMS, X, Y), rtol=1e-6)
     for name, leaf in expected.items():
-        np.testing.assert_allclose(rows[name], leaf, rtol=1e-4, atol=1e-5)
+        assert_near(rows[name], leaf, rtol=1e-4)
     flat = np.concatenate([leaf.reshape(B, -1) for leaf in expected.values()], axis=1)
-    np.testing.assert_allclose(gramian, flat @ flat.T, rtol=1e-4, atol=1e-4)
+    assert_near(gramian, flat @ flat.T, rtol=1e-4)
 
 
 def test_mgda_over_the_examples_lets_no_loss_grow() -> None:
@@ -94,7 +94,7 @@ def test_examples_times_outputs_in_a_dict() -> None:
     size = 2 * np.asarray(PARAMS["w"])
     of_fit = (expected.reshape(-1) @ flat["w"]).reshape(size.shape)
     total = of_fit + size / np.linalg.norm(size)
-    np.testing.assert_allclose(updates["w"], total, rtol=1e-3, atol=1e-5)
+    assert_near(updates["w"], total, rtol=1e-3)
 
 
 def test_the_benchmark_runs() -> None:

@@ -12,6 +12,7 @@ import dtp_jax
 from dtp_jax import balance, balancers, combine_losses, diagnostics, focal_weights
 from dtp_jax import nnx as dtp_nnx
 from tests import toys
+from tests.toys import assert_near
 
 KPIS = {"left": 0.3, "right": 0.8}
 X = jax.random.normal(jax.random.key(0), (16, 3))
@@ -83,9 +84,7 @@ def test_trains_as_the_plain_weighted_sum_does() -> None:
         found, expected = step(ours, optimizer, X), plain_step(plain, other, X)
         chex.assert_trees_all_close(found, expected, rtol=1e-4)
     # Parameters, batch statistics and dropout counters advanced alike, once per step.
-    chex.assert_trees_all_close(
-        data(variables(ours)), data(variables(plain)), rtol=1e-3, atol=1e-5
-    )
+    assert_near(data(variables(ours)), data(variables(plain)), rtol=1e-3)
     assert int(ours.dropout.rngs.count[...]) == 3
     assert int(optimizer.step[...]) == 3
 
@@ -165,9 +164,12 @@ def test_stacked_gradients() -> None:
         optimizer = dtp_nnx.Optimizer(model, tx, wrt=nnx.Param)
         gradients, _ = dtp_nnx.task_gradients(losses_fn, has_aux=True)(model, X)
         optimizer.update(model, how(gradients), kpis=KPIS)
-    chex.assert_trees_all_close(
-        data(variables(lazy)), data(variables(stacked)), rtol=1e-4, atol=1e-6
+    # A bias before a normalization has a gradient of rounding errors: of all parameters.
+    found, expected = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(data(variables(model)))])
+        for model in (lazy, stacked)
     )
+    assert_near(found, expected, rtol=1e-6)
 
 
 def test_a_missing_kpi_leaves_the_model_as_it_was() -> None:
@@ -361,4 +363,4 @@ def test_steps_on_shards_are_those_on_one_device(check_vma: bool) -> None:
     for device in range(4):
         of_device = jax.tree.map(lambda leaf, d=device: leaf[d], found)
         # Adam divides by the size of an entry, and with it by that of its error.
-        chex.assert_trees_all_close(of_device, expected, rtol=1e-4, atol=1e-5)
+        assert_near(of_device, expected, rtol=1e-4)

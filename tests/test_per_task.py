@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import dtp_jax
-from dtp_jax import TaskGradients, focal_weights
+from dtp_jax import TaskGradients, clip_each_task, focal_weights
 from tests.toys import balance, balancers, curricula
 
 combiners: Any = dtp_jax.combiners
@@ -156,6 +156,13 @@ ONE_NUMBER = [
     (functools.partial(balancers.pcd, "a"), "decay"),
     (functools.partial(balancers.pcd, "a"), "eps"),
     (functools.partial(curricula.warm_up, balancers.focal()), "num_steps"),
+    (balancers.cagrad, "c"),
+    (balancers.fair_grad, "alpha"),
+    (balancers.nash_mtl, "max_norm"),
+    (balancers.grad_vac, "beta"),
+    (balancers.excess_mtl, "step_size"),
+    (balancers.equal_norms, "momentum"),
+    (clip_each_task, "max_norm"),
     (functools.partial(combiners.moco, TASKS), "beta"),
     (functools.partial(combiners.db_mtl, TASKS), "eps"),
 ]

@@ -5,6 +5,7 @@ import pytest
 from dtp_jax import balance, balancers
 from examples import physics_informed
 from examples.physics_informed import NUM_POINTS, TASKS, Method, Points
+from tests.toys import assert_near
 
 
 def small_params():
@@ -29,9 +30,7 @@ def test_solution_solves_the_equation():
     hessians = jax.jit(jax.vmap(jax.hessian(physics_informed.solution)))(points)
     u = physics_informed.solution(points)
     found = np.trace(hessians, axis1=1, axis2=2) + physics_informed.WAVENUMBER**2 * u
-    np.testing.assert_allclose(
-        found, physics_informed.source(points), rtol=1e-4, atol=1e-3
-    )
+    assert_near(found, physics_informed.source(points), rtol=1e-4)
     corners = np.array([[1, 0.3], [-1, 0.3], [0.3, 1], [0.3, -1]], np.float32)
     np.testing.assert_allclose(physics_informed.solution(corners), 0, atol=1e-6)
 

@@ -111,6 +111,34 @@ def assert_close(actual: Any, expected: Any, *, ulps: float) -> None:
     jax.tree_util.tree_map_with_path(check, actual, expected)
 
 
+def assert_near(actual: Any, expected: Any, *, rtol: float) -> None:
+    """Asserts that pytrees are equal up to a share of each vector's largest entry.
+
+    For values that two ways of computing reach, where the small entries of a vector
+    have the errors of the large ones; see `assert_close` for rounding alone.
+
+    Args:
+        actual: A pytree of arrays.
+        expected: Another of the same structure; a leaf may be a list of numbers.
+        rtol: The share, of the largest absolute value on the last axis.
+    """
+
+    def check(path: Any, wanted: Any, found: Any) -> None:
+        found = np.asarray(found).astype(np.float64)
+        wanted = np.asarray(wanted).astype(np.float64)
+        size = np.abs(wanted)
+        if size.ndim:
+            size = size.max(axis=-1, keepdims=True, initial=0)
+        apart = np.abs(found - wanted)
+        assert (apart <= rtol * size).all(), (
+            f"{jax.tree_util.keystr(path)}: {apart.max()} apart, {found} and {wanted}"
+        )
+
+    if isinstance(expected, (list, tuple)) and not isinstance(actual, (list, tuple)):
+        expected = np.asarray(expected)
+    jax.tree_util.tree_map_with_path(check, expected, actual)
+
+
 class Steps(NamedTuple):
     """What T tasks supply over several steps; the first axis is the step."""
 

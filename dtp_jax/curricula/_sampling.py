@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax import gumbel
-from dtp_jax._core.checks import check_number, check_whole
+from dtp_jax._core.checks import check_scalar, check_whole
 
 Sampling = Literal["gumbel", "systematic"]
 
@@ -83,7 +83,7 @@ def sample_tasks(
         raise ValueError(
             f"k must be at most the number of tasks, {num_tasks}, got {k}."
         )
-    check_number("uniform", uniform, low=0, high=1)
+    check_scalar("uniform", uniform, low=0, high=1)
     if method not in get_args(Sampling):
         raise ValueError(f"method must be one of {get_args(Sampling)}, got {method!r}.")
     weights = weights.astype(jnp.promote_types(jnp.float32, weights.dtype))

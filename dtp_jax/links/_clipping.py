@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, link
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax.gradients import TaskGradients, check_stacked, row_norms
 
 
@@ -49,7 +49,7 @@ def clip_each_task(max_norm: jax.typing.ArrayLike) -> Balancer:
         >>> [round(update, 4) for update in updates.tolist()]
         [0.6, 0.9]
     """
-    check_number("max_norm", max_norm, low=0, open_low=True)
+    check_scalar("max_norm", max_norm, low=0, open_low=True)
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any

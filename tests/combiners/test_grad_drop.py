@@ -6,6 +6,7 @@ import pytest
 from dtp_jax import TaskGradients
 from dtp_jax.combiners import _grad_drop
 from tests.combiner_catalogue import combiners, fixed
+from tests.toys import assert_near
 
 ROWS = jax.random.normal(jax.random.key(0), (4, 60))
 ONES = jnp.ones(4)
@@ -24,7 +25,7 @@ def test_the_definition() -> None:
     found = drop_signs(
         ROWS, ONES, jnp.asarray(uniform, jnp.float32), jnp.asarray(leaks)
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert_near(found, expected, rtol=1e-5)
 
 
 def test_what_agrees_is_kept_whatever_is_drawn() -> None:
@@ -37,7 +38,7 @@ def test_what_agrees_is_kept_whatever_is_drawn() -> None:
 
 def test_a_leak_of_one_is_the_sum() -> None:
     found = drop_signs(ROWS, ONES, jnp.full(60, 0.4), 1.0)
-    np.testing.assert_allclose(found, ROWS.sum(axis=0), rtol=1e-4, atol=1e-6)
+    assert_near(found, ROWS.sum(axis=0), rtol=1e-4)
 
 
 def test_signs_are_drawn_by_their_share_and_each_entry_anew() -> None:
@@ -69,7 +70,7 @@ def test_preferences_multiply_the_gradients() -> None:
     update = jax.jit(plain.update)
     expected, _ = update(scaled, plain.init(None), params["w"], key=key)
     np.testing.assert_allclose(found["w"], expected, rtol=1e-6)
-    np.testing.assert_allclose(found["head"], scaled.sum(axis=0), rtol=1e-4, atol=1e-6)
+    assert_near(found["head"], scaled.sum(axis=0), rtol=1e-4)
 
 
 def test_wrong_arguments() -> None:

@@ -8,6 +8,7 @@ import pytest
 from dtp_jax import task_gradients
 from dtp_jax.balancers import mgda_weights
 from tests.combiner_catalogue import combiners, fixed
+from tests.toys import assert_near
 
 ROWS = np.random.default_rng(0).normal(size=(6, 3, 8))
 PARAMS = jnp.zeros(8)
@@ -47,9 +48,9 @@ def test_the_definition() -> None:
         y += 0.6 / k**0.7 * (rows - y)
         slope = (y @ y.T + 0.3 * np.eye(3)) @ weights
         weights = project(weights - 0.2 / k**0.4 * slope)
-        np.testing.assert_allclose(found[index], weights @ y, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(state.memory.tracked, y, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(state.memory.weights, weights, rtol=1e-4, atol=1e-6)
+        assert_near(found[index], weights @ y, rtol=1e-4)
+    assert_near(state.memory.tracked, y, rtol=1e-5)
+    assert_near(state.memory.weights, weights, rtol=1e-4)
 
 
 @pytest.mark.parametrize("p", [None, [0.5, 1.0, 2.0]])
@@ -64,7 +65,7 @@ def test_constant_gradients_lead_to_the_shortest_vector(p: Any) -> None:
     p = jnp.ones(3) if p is None else jnp.array(p)
     # Preferences count relative to the largest.
     expected = max(p) * mgda_weights(gramian, p) @ rows
-    np.testing.assert_allclose(found[-1], expected, rtol=1e-3, atol=1e-4)
+    assert_near(found[-1], expected, rtol=1e-3)
 
 
 def test_who_joins_late_is_soon_tracked_and_who_is_missing_is_kept() -> None:

@@ -10,6 +10,7 @@ import scipy.stats
 from dtp_jax import TaskGradients
 from dtp_jax.combiners import _trimmed_mean
 from tests.combiner_catalogue import combiners
+from tests.toys import assert_near
 
 trim: Any = jax.jit(_trimmed_mean.trim_and_average, static_argnums=2)
 ROWS = jax.random.normal(jax.random.key(0), (7, 50))
@@ -43,17 +44,17 @@ def test_ties_and_weights() -> None:
             expected = [definition(x, preferences, num_trimmed) for x in columns]
             given = jnp.asarray(rows, jnp.float32), jnp.asarray(preferences)
             found = trim(*given, num_trimmed)
-            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+            assert_near(found, expected, rtol=1e-5)
             order = rng.permutation(7)
             again = trim(given[0][order], given[1][order], num_trimmed)
-            np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-6)
+            assert_near(again, found, rtol=1e-5)
 
 
 def test_only_ratios_of_preferences_count() -> None:
     p = jnp.array([1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0])
     for scale in (1e-30, 1e30):
         found = trim(ROWS, scale * p, 2)
-        np.testing.assert_allclose(found, trim(ROWS, p, 2), rtol=1e-4, atol=1e-6)
+        assert_near(found, trim(ROWS, p, 2), rtol=1e-4)
 
 
 def test_few_active_tasks_are_trimmed_to_the_median() -> None:
@@ -61,7 +62,7 @@ def test_few_active_tasks_are_trimmed_to_the_median() -> None:
         preferences = jnp.where(jnp.arange(7) < count, 1.0, 0.0)
         found = trim(ROWS, preferences, 3)
         expected = np.median(ROWS[:count], axis=0) if count else np.zeros(50)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+        assert_near(found, expected, rtol=1e-5)
 
 
 def test_extremes_are_without_influence_whatever_their_size() -> None:

@@ -8,6 +8,7 @@ from jax.sharding import AxisType
 
 from dtp_jax._core import linalg
 from dtp_jax._core.orders import visiting_orders
+from tests.toys import assert_near
 
 
 def rows(*shape: int, seed: int = 0) -> jax.Array:
@@ -18,7 +19,7 @@ def rows(*shape: int, seed: int = 0) -> jax.Array:
 def test_gram_is_the_matrix_of_inner_products(shape: tuple[int, ...]) -> None:
     x = rows(*shape)
     flat = np.asarray(x, np.float64).reshape(shape[0], -1)
-    np.testing.assert_allclose(linalg.gram(x), flat @ flat.T, rtol=1e-5, atol=1e-5)
+    assert_near(linalg.gram(x), flat @ flat.T, rtol=1e-5)
 
 
 def test_blocks_agree_with_one_product() -> None:
@@ -104,7 +105,7 @@ def test_gram_with_other_sharded_rows(kind: AxisType) -> None:
     x, y = rows(3, 16, 4), rows(3, 16, 4, seed=1)
     sharding = jax.NamedSharding(mesh, jax.P(None, "x"))
     found = jax.jit(linalg.gram)(*jax.device_put((x, y), sharding))
-    np.testing.assert_allclose(found, linalg.gram(x, y), rtol=1e-5, atol=1e-5)
+    assert_near(found, linalg.gram(x, y), rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 5])

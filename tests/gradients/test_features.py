@@ -1,6 +1,5 @@
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import dtp_jax
 from dtp_jax import feature_task_gradients, task_gradients
 from tests import toys
-from tests.toys import balance, balancers
+from tests.toys import assert_near, balance, balancers
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 NUM_TASKS = 3
@@ -66,7 +65,7 @@ def test_losses_and_gramian_at_the_features(make: Any, jit: bool) -> None:
     losses, gramian = (jax.jit(both_of) if jit else both_of)(PARAMS)
     np.testing.assert_allclose(losses, losses_fn(PARAMS, X), rtol=1e-6)
     rows = feature_rows(PARAMS)
-    np.testing.assert_allclose(gramian, rows @ rows.T, rtol=1e-5, atol=1e-7)
+    assert_near(gramian, rows @ rows.T, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_tasks", [8, 9, 65])
@@ -101,7 +100,7 @@ def test_combine_is_the_gradient_of_the_weighted_sum(make: Any) -> None:
     weights = jnp.array([0.3, 2.0, -1.0])
     expected = jax.grad(lambda p: weights @ losses_fn(p, X))(PARAMS)
     found = make(PARAMS, X).combine(weights)
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert_near(found, expected, rtol=1e-5)
 
 
 @both
@@ -117,7 +116,7 @@ def test_heads_take_their_own_weights(make: Any) -> None:
 @both
 def test_stack_is_the_jacobian(make: Any) -> None:
     expected = jax.jacrev(losses_fn)(PARAMS, X)
-    chex.assert_trees_all_close(make(PARAMS, X).stack(), expected, rtol=1e-5, atol=1e-5)
+    assert_near(make(PARAMS, X).stack(), expected, rtol=1e-5)
 
 
 @both
@@ -176,7 +175,7 @@ def test_named_tasks_several_features_and_aux() -> None:
         return 2 * losses["a"] + 3 * losses["b"]
 
     found = gradients.combine({"a": 2.0, "b": 3.0})
-    chex.assert_trees_all_close(found, jax.grad(direct)(PARAMS), rtol=1e-4, atol=1e-6)
+    assert_near(found, jax.grad(direct)(PARAMS), rtol=1e-4)
 
 
 def test_focal_weights_cost_one_pass() -> None:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from dtp_jax import task_gradients
-from tests.toys import balance, balancers
+from tests.toys import assert_near, balance, balancers
 
 PAGE = Path(__file__).parents[2] / "docs" / "design.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -31,7 +30,7 @@ def recipes() -> dict[str, Any]:
 def close(found: Any, expected: Any) -> None:
     # Means over 32 examples, in parts or at once.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        lambda a, b: assert_near(a, b, rtol=1e-5),
         found,
         expected,
     )

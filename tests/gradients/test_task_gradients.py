@@ -9,6 +9,7 @@ from jax.sharding import AxisType
 from dtp_jax import TaskGradients, feature_task_gradients, task_gradients
 from dtp_jax.gradients import GramianMode, cross_gramian, shared_rows
 from tests import toys
+from tests.toys import assert_near
 
 MODES = get_args(GramianMode)
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -58,7 +59,7 @@ def test_combine_is_the_gradient_of_the_weighted_sum() -> None:
     expected = jax.grad(total)(PARAMS)
     gradients = task_gradients(losses_fn)(PARAMS, X)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        lambda a, b: assert_near(a, b, rtol=1e-5),
         gradients.combine(WEIGHTS),
         expected,
     )
@@ -76,7 +77,7 @@ def test_every_way_of_computing_the_gramian_agrees(mode: Any, jit: bool) -> None
 
     rows = jacobian(PARAMS)
     found = jax.jit(gramian)(PARAMS) if jit else gramian(PARAMS)
-    np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-4, atol=1e-5)
+    assert_near(found, rows @ rows.T, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -92,7 +93,7 @@ def test_every_way_of_computing_the_gramian_agrees(mode: Any, jit: bool) -> None
 def test_the_gramian_of_shared_parameters(mode: Any, shared: Any) -> None:
     gradients = task_gradients(losses_fn, shared=shared, gramian=mode)(PARAMS, X)
     rows = jacobian(PARAMS, ("trunk",))
-    np.testing.assert_allclose(gradients.gramian(), rows @ rows.T, rtol=1e-4, atol=1e-5)
+    assert_near(gradients.gramian(), rows @ rows.T, rtol=1e-4)
     stacked = TaskGradients.from_stacked(
         gradients.stack(), gradients.losses, shared=shared
     )
@@ -313,7 +314,7 @@ def test_the_same_gradient_on_eight_devices(kind: AxisType, mode: str) -> None:
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
     params = jax.device_put(PARAMS, jax.NamedSharding(mesh, jax.P()))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        lambda a, b: assert_near(a, b, rtol=1e-4),
         jax.jit(step, static_argnums=2)(params, sharded, mode),
         step(PARAMS, x),
     )
@@ -350,7 +351,7 @@ def test_combine_inside_shard_map(mode: Any) -> None:
     specs = (jax.P(), jax.P("data"))
     mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=jax.P())
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        lambda a, b: assert_near(a, b, rtol=1e-4),
         jax.jit(mapped)(PARAMS, x),
         step(PARAMS, x)[0],
     )
@@ -376,7 +377,7 @@ def test_stacked_gradients_of_vmap_and_lazy_ones_agree() -> None:
     lazy = task_gradients(losses_fn)(PARAMS, X)
     np.testing.assert_allclose(gradients.gramian(), lazy.gramian(), rtol=1e-4)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        lambda a, b: assert_near(a, b, rtol=1e-4),
         gradients.combine(jnp.array([0.3, -2.0, 1.5])),
         lazy.combine(WEIGHTS),
     )
@@ -431,11 +432,11 @@ def test_shared_rows_and_products_of_two_batches() -> None:
 
     (rows,), cross, with_itself, gramian = jax.jit(products)(PARAMS)
     expected = jacobian(PARAMS, ("trunk",))
-    np.testing.assert_allclose(rows.reshape(3, -1), expected, rtol=1e-4, atol=1e-5)
+    assert_near(rows.reshape(3, -1), expected, rtol=1e-4)
     other = jacobian(PARAMS, ("trunk",), X[::-1] * 0.7)
     for found in cross:
-        np.testing.assert_allclose(found, expected @ other.T, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(with_itself, gramian, rtol=1e-5, atol=1e-6)
+        assert_near(found, expected @ other.T, rtol=1e-4)
+    assert_near(with_itself, gramian, rtol=1e-5)
 
 
 def test_products_of_two_batches_are_free_of_the_bias_of_noise() -> None:

@@ -10,7 +10,7 @@ import pytest
 import dtp_jax
 from dtp_jax import TaskGradients, focal_weights, task_gradients
 from tests import toys
-from tests.toys import balance, balancers, dynamic_task_prioritization
+from tests.toys import assert_near, balance, balancers, dynamic_task_prioritization
 
 KPIS = {"a": jnp.array(0.3), "b": jnp.array(0.7), "c": jnp.array(0.9)}
 NAMES = tuple(KPIS)
@@ -40,7 +40,7 @@ def updated(link: Any, state: Any = None, **extra_args: Any) -> tuple[Any, Any]:
 
 
 def assert_close(a: Any, b: Any) -> None:
-    chex.assert_trees_all_close(a, b, rtol=1e-5, atol=1e-6)
+    assert_near(a, b, rtol=1e-5)
 
 
 def test_the_update_is_the_gradient_of_the_weighted_sum() -> None:

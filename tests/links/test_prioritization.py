@@ -12,7 +12,7 @@ from dtp_jax import focal_weights, task_gradients
 from dtp_jax.diagnostics import task_weights
 from dtp_jax.links import state_from_version_0_1
 from tests import toys
-from tests.toys import dynamic_task_prioritization
+from tests.toys import assert_near, dynamic_task_prioritization
 
 NAMES = ("a", "b", "c")
 # The weights of the formula as they are, and the average of the paper.
@@ -80,7 +80,7 @@ def test_scan_is_the_loop_and_keeps_its_structure() -> None:
     tx = optimizer(stages={0: ["a"], 3: ["a", "b", "c"]}, normalize="sum_to_T")
     carry, found = looped(tx)
     scanned, weights = jax.lax.scan(make_step(tx), (PARAMS, tx.init(PARAMS)), BATCHES)
-    chex.assert_trees_all_close(scanned, carry, rtol=1e-5, atol=1e-6)
+    assert_near(scanned, carry, rtol=1e-5)
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *found)
     chex.assert_trees_all_close(weights, stacked, rtol=1e-5)
 
@@ -122,7 +122,7 @@ def test_donated_buffers() -> None:
         carry, _ = step(carry, x)
     assert donated.is_deleted()
     kept, _ = jax.lax.scan(make_step(tx), (PARAMS, tx.init(PARAMS)), BATCHES[:3])
-    chex.assert_trees_all_close(carry, kept, rtol=1e-5, atol=1e-6)
+    assert_near(carry, kept, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tasks", [NAMES, dict.fromkeys(NAMES, 0.0)])

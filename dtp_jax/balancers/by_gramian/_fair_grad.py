@@ -5,7 +5,7 @@ import functools
 import jax
 
 from dtp_jax._core.balancer import Balancer, gramian_weighting
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax.solvers import fair_equation
 
 
@@ -94,6 +94,6 @@ def fair_grad(*, alpha: jax.typing.ArrayLike = 1.0) -> Balancer:
         k-th step only is ``curricula.every_k``. Heads: ``balance(...,
         heads="weights")``, the default, is the paper's.
     """
-    check_number("alpha", alpha, low=0)
+    check_scalar("alpha", alpha, low=0)
     rule = functools.partial(fair_grad_weights, alpha=alpha)
     return gramian_weighting("fair_grad", rule)

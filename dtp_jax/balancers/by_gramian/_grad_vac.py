@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.orders import visiting_orders
 from dtp_jax._core.reads import gramian_of, stream_of
@@ -128,7 +128,7 @@ def grad_vac(*, beta: jax.typing.ArrayLike = 0.5) -> Balancer:
         this is its whole-model variant. Heads:
         ``balance(..., heads="preferences")``.
     """
-    check_number("beta", beta, low=0, high=1)
+    check_scalar("beta", beta, low=0, high=1)
 
     def init(params: Any) -> GradVacState:
         layout = layout_of(params)

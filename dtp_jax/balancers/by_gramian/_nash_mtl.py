@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, gramian_weighting
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax.solvers import nash_equation
 
 
@@ -109,4 +109,4 @@ def nash_mtl(*, max_norm: jax.typing.ArrayLike | None = 1.0) -> Balancer:
 
 
 def _check_max_norm(max_norm: jax.typing.ArrayLike | None) -> None:
-    check_number("max_norm", max_norm, low=0, open_low=True)
+    check_scalar("max_norm", max_norm, low=0, open_low=True)

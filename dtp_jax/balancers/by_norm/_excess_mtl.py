@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import SMALLEST_WEIGHT, Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.linalg import positive
 from dtp_jax._core.reads import required_gradients, squared_norms_of
@@ -93,7 +93,7 @@ def excess_mtl(
         the weights to the sum T; it and LibMTL have the step size 0.01. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_number("step_size", step_size, low=0)
+    check_scalar("step_size", step_size, low=0)
     leaves = None
     if params is not None:
         mask = shared_mask(shared, params)

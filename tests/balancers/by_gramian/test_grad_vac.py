@@ -10,6 +10,7 @@ from dtp_jax import TaskGradients
 from dtp_jax._core.orders import visiting_orders
 from dtp_jax.balancers.by_gramian import _grad_vac
 from dtp_jax.balancers.by_gramian._pcgrad import pcgrad_weights
+from tests.toys import assert_near
 
 grad_vac: Any = _grad_vac.grad_vac
 KEYS = jax.random.split(jax.random.key(5), 2000)
@@ -78,9 +79,9 @@ def test_the_definition() -> None:
             ]
             found = np.asarray(weights[index], np.float64) @ rows
             total = sum(gradient for gradient, _ in expected)
-            np.testing.assert_allclose(found, total, rtol=1e-4, atol=1e-4)
+            assert_near(found, total, rtol=1e-4)
             rule = [averages for _, averages in expected]
-            np.testing.assert_allclose(averages[index], rule, rtol=1e-4, atol=1e-5)
+            assert_near(averages[index], rule, rtol=1e-4)
 
 
 def test_with_targets_of_zero_it_is_pcgrad() -> None:
@@ -114,10 +115,10 @@ def test_orders_are_drawn_uniformly_and_absent_tasks_have_no_influence() -> None
         for task in range(2)
     ]
     expected = changed[0][0] + changed[1][0]
-    np.testing.assert_allclose(weights[0] @ rows, expected, rtol=1e-4, atol=1e-5)
+    assert_near(weights[0] @ rows, expected, rtol=1e-4)
     new = similarities.copy()
     new[0, 2], new[2, 0] = changed[0][1][1], changed[1][1][0]
-    np.testing.assert_allclose(averages[0], new, rtol=1e-4, atol=1e-6)
+    assert_near(averages[0], new, rtol=1e-4)
     # The same for a row that is not finite, and for one that is zero.
     bad, same = over_keys(gramian, similarities)
     np.testing.assert_array_equal(bad, weights)
@@ -125,7 +126,7 @@ def test_orders_are_drawn_uniformly_and_absent_tasks_have_no_influence() -> None
     rows[1] = 0
     zero, same = over_keys(gramian_of(rows), similarities)
     np.testing.assert_allclose(zero[0], weights[0] + np.array([0, 1, 0]), rtol=1e-5)
-    np.testing.assert_allclose(same, averages, rtol=1e-5, atol=1e-6)
+    assert_near(same, averages, rtol=1e-5)
 
 
 def test_the_cosine_becomes_the_target() -> None:
@@ -147,7 +148,7 @@ def test_lengths_only_scale_the_answer() -> None:
     expected, averages = over_keys(gramian_of(unit), similarities, scales)
     found, same = over_keys(gramian_of(scales[:, None] * unit), similarities)
     np.testing.assert_allclose(found, expected / scales, rtol=1e-4)
-    np.testing.assert_allclose(same, averages, rtol=1e-4, atol=1e-5)
+    assert_near(same, averages, rtol=1e-4)
 
 
 def test_degenerate_gradients() -> None:

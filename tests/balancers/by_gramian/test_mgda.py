@@ -11,7 +11,7 @@ from dtp_jax._core import linalg
 from dtp_jax.balancers import mgda_weights
 from dtp_jax.solvers import min_norm_point
 from tests import toys
-from tests.toys import balance, balancers
+from tests.toys import assert_near, balance, balancers
 
 rules = jax.jit(mgda_weights, static_argnames="normalization")
 NORMALIZATIONS = [None, "l2", "loss", "loss+"]
@@ -46,7 +46,7 @@ def test_preferences_and_normalization_by_definition(
     found = rules(
         linalg.gram(rows), preferences, losses=losses, normalization=normalization
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert_near(found, expected, rtol=1e-4)
     np.testing.assert_allclose(jnp.sum(found * preferences), 1, rtol=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_lengths_do_not_matter_after_l2() -> None:
     scaled = rows * jnp.array([1e-6, 1.0, 3.0, 1e6])[:, None]
     expected = rules(linalg.gram(rows), normalization="l2")
     found = rules(linalg.gram(scaled), normalization="l2")
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert_near(found, expected, rtol=1e-4)
 
 
 def test_units_of_the_losses_do_not_matter_after_loss() -> None:
@@ -80,7 +80,7 @@ def test_units_of_the_losses_do_not_matter_after_loss() -> None:
     expected = rules(linalg.gram(rows), losses=losses, normalization="loss")
     scaled = rows * units[:, None]
     found = rules(linalg.gram(scaled), losses=losses * units, normalization="loss")
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert_near(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("small", [0.0, -1.0, 1e-30])
@@ -90,7 +90,7 @@ def test_losses_below_the_guard_count_as_it(small: float) -> None:
     guarded = losses.at[1].set(1e-12 * 2.0)
     found = rules(gramian, losses=losses, normalization="loss")
     expected = rules(gramian, losses=guarded, normalization="loss")
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+    assert_near(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e-38, 1e38])
@@ -98,7 +98,7 @@ def test_equal_losses_change_nothing(value: float) -> None:
     gramian = linalg.gram(problem()[0])
     losses = jnp.full(4, value)
     found = rules(gramian, losses=losses, normalization="loss")
-    np.testing.assert_allclose(found, rules(gramian), rtol=1e-4, atol=1e-6)
+    assert_near(found, rules(gramian), rtol=1e-4)
 
 
 def test_inactive_tasks_have_no_influence_on_the_guard() -> None:
@@ -128,7 +128,7 @@ def test_the_sum_can_be_fixed_after_focal() -> None:
     weights = toys.weights_over(chain, solved)
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
     expected = toys.weights_over(balancers.mgda(), steps)
-    np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-6)
+    assert_near(weights, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("heads", ["preferences", "weights"])
@@ -159,7 +159,7 @@ def test_losses_reach_the_rule() -> None:
     for weights, losses, rows in zip(found, steps.losses, steps.jacobians, strict=True):
         gramian = linalg.gram(rows)
         expected = rules(gramian, losses=losses, normalization="loss+")
-        np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-6)
+        assert_near(weights, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("normalization", ["loss", "loss+"])

@@ -9,6 +9,7 @@ import pytest
 from dtp_jax import TaskGradients
 from dtp_jax._core.orders import visiting_orders
 from dtp_jax.balancers.by_gramian import _pcgrad
+from tests.toys import assert_near
 
 pcgrad: Any = _pcgrad.pcgrad
 KEYS = jax.random.split(jax.random.key(7), 2000)
@@ -78,7 +79,7 @@ def test_the_definition() -> None:
             orders = np.asarray(visiting_orders(KEYS[index], 4)).T
             expected = sum(projected(scaled, task, orders[task]) for task in range(4))
             direction = found[index].astype(np.float64) @ rows
-            np.testing.assert_allclose(direction, expected, rtol=1e-4, atol=1e-4)
+            assert_near(direction, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("preferences", [(1.0, 1.0), (0.5, 3.0)])
@@ -168,7 +169,7 @@ def test_the_balancer() -> None:
     key = jax.random.fold_in(given["key"], _pcgrad._STREAM)
     orders = np.asarray(visiting_orders(key, 4)).T
     expected = sum(projected(rows, task, orders[task]) for task in range(4))
-    np.testing.assert_allclose(found @ rows, expected, rtol=1e-4, atol=1e-4)
+    assert_near(found @ rows, expected, rtol=1e-4)
     with pytest.raises(ValueError, match=r"pcgrad needs `key`.*new jax.random.key"):
         pcgrad().update(ONES, (), task_gradients=gradients)
     with pytest.raises(ValueError, match="pcgrad needs `task_gradients`"):

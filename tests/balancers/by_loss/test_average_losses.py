@@ -12,6 +12,7 @@ from dtp_jax.balancers import uncertainty
 from dtp_jax.balancers.by_loss import _average_losses
 from tests import toys
 from tests.balancers.sequences import LOSSES, over
+from tests.toys import assert_near
 
 average_losses: Any = _average_losses.average_losses
 
@@ -48,9 +49,9 @@ def test_the_state_after_a_thousand_steps(num_tasks: int) -> None:
     losses = np.random.default_rng(0).normal(size=(1000, num_tasks))
     found, state = over(average_losses(remembers(), 50), losses)
     means = losses.reshape(20, 50, num_tasks).mean(axis=1).cumsum(axis=0)
-    np.testing.assert_allclose(found[-1], means[-1], rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(found[-2], means[-2], rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(state.balancer, means[-1], rtol=1e-3, atol=1e-5)
+    assert_near(found[-1], means[-1], rtol=1e-3)
+    assert_near(found[-2], means[-2], rtol=1e-3)
+    assert_near(state.balancer, means[-1], rtol=1e-3)
     assert int(state.step) == 0
     assert not state.counts.any()
 

@@ -9,6 +9,7 @@ import pytest
 from dtp_jax.balancers.by_loss import _boundary_intersection
 from dtp_jax.balancers.on_weights import _clip_weights
 from tests.balancers.sequences import LOSSES, over
+from tests.toys import assert_near
 
 boundary_intersection: Any = _boundary_intersection.boundary_intersection
 clip_weights: Any = _clip_weights.clip_weights
@@ -55,7 +56,7 @@ def test_agrees_with_the_definition_over_a_sequence(
         expected = slopes(jnp.asarray(LOSSES), preferences, penalty)
         exact = weigh(LOSSES, preferences, **given)
         np.testing.assert_allclose(exact, expected, rtol=1e-11, atol=1e-12)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+    assert_near(found, expected, rtol=1e-4)
 
 
 def test_over_a_scan_the_norm_of_the_weights_is_fixed() -> None:
@@ -84,7 +85,7 @@ def test_equal_losses_of_64_tasks_and_of_one() -> None:
 def test_only_ratios_of_losses_matter() -> None:
     expected = weigh(LOSSES)
     for size in (1e-35, 1e36):
-        np.testing.assert_allclose(weigh(LOSSES * size), expected, 1e-5, atol=1e-6)
+        assert_near(weigh(LOSSES * size), expected, rtol=1e-5)
 
 
 def test_small_losses_rise_unless_clipped() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from dtp_jax.balancers.by_loss import _cosmos
 from tests.balancers.sequences import LOSSES, over
+from tests.toys import assert_near
 
 cosmos: Any = _cosmos.cosmos
 DIRECTION = np.array([0.2, 0.7, 0.1])
@@ -51,7 +52,7 @@ def test_agrees_with_the_definition_over_a_sequence(
         expected = slopes(jnp.asarray(LOSSES), preferences, penalty)
         exact = weigh(LOSSES, preferences, **given)
         np.testing.assert_allclose(exact, expected, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert_near(found, expected, rtol=1e-5)
 
 
 def test_the_penalty_does_no_work_along_the_losses() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from dtp_jax.balancers.by_loss import _relobralo
 from tests.balancers.sequences import LOSSES, over
+from tests.toys import assert_near
 
 relobralo: Any = _relobralo.relobralo
 DEFAULT = relobralo(seed=0)
@@ -75,7 +76,7 @@ def test_a_thousand_random_steps(num_tasks: int) -> None:
         closer = np.abs(weights[t] - stayed).max() < np.abs(weights[t] - looked).max()
         kept += closer
         expected = stayed if closer else looked
-        np.testing.assert_allclose(weights[t], expected, rtol=1e-4, atol=1e-6)
+        assert_near(weights[t], expected, rtol=1e-4)
     assert abs(kept / 999 - 0.4) < 4 * np.sqrt(0.4 * 0.6 / 999)
 
 

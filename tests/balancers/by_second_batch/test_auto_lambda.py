@@ -11,6 +11,7 @@ from dtp_jax import TaskGradients, task_gradients
 from dtp_jax.balancers.by_second_batch import _auto_lambda
 from tests import toys
 from tests.balancers.sequences import LOSSES, over
+from tests.toys import assert_near
 
 auto_lambda: Any = _auto_lambda.auto_lambda
 DEFAULT = auto_lambda(0.1)
@@ -49,7 +50,7 @@ def papers_weights(
 def test_agrees_with_the_paper_over_a_sequence() -> None:
     weights, state = over(SGD, LOSSES, **batches())
     expected = papers_weights(JACOBIANS, OTHERS, [1])
-    np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-6)
+    assert_near(weights, expected, rtol=1e-4)
     np.testing.assert_allclose(state.meta_weights, expected[-1], rtol=1e-4)
     weights, _ = over(DEFAULT, LOSSES, **batches())
     expected = papers_weights(JACOBIANS, OTHERS, [0, 1, 2], adam=True)
@@ -141,7 +142,7 @@ def test_the_state_after_a_thousand_steps(num_tasks: int) -> None:
     balancer = auto_lambda(0.1, primary=[0], optimizer=optax.sgd(1.0))
     weights, _ = over(balancer, losses, **batches(rows, others))
     expected = papers_weights(rows, others, [0])
-    np.testing.assert_allclose(weights[-1], expected[-1], rtol=1e-3, atol=1e-3)
+    assert_near(weights[-1], expected[-1], rtol=1e-3)
 
 
 def test_a_harmful_task_turns_negative_unless_it_must_not() -> None:
@@ -174,7 +175,7 @@ def test_preferences_multiply_and_inactive_tasks_do_not_count() -> None:
     weights, state = over(balancer, LOSSES, jnp.array([2.0, 0.0, 0.5]), **batches())
     expected = papers_weights(JACOBIANS[:, active], OTHERS[:, active], [0, 1])
     found = weights[:, active] / np.array([2.0, 0.5])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert_near(found, expected, rtol=1e-4)
     np.testing.assert_array_equal(weights[:, 1], 0)
     assert float(state.meta_weights[1]) == np.float32(0.1)
 
