@@ -164,7 +164,7 @@ def test_stacked_gradients() -> None:
         optimizer = dtp_nnx.Optimizer(model, tx, wrt=nnx.Param)
         gradients, _ = dtp_nnx.task_gradients(losses_fn, has_aux=True)(model, X)
         optimizer.update(model, how(gradients), kpis=KPIS)
-    # A bias before a normalization has a gradient of rounding errors: of all parameters.
+    # A bias before a normalization has a gradient of rounding errors: of all of them.
     found, expected = (
         np.concatenate([np.ravel(x) for x in jax.tree.leaves(data(variables(model)))])
         for model in (lazy, stacked)
