@@ -497,3 +497,16 @@ def test_bounded_iou_loss_of_degenerate_boxes_is_finite(box: list[float]) -> Non
     np.testing.assert_allclose(same, 0, atol=1e-6)
     with pytest.raises(ValueError, match="beta must be"):
         boxes.bounded_iou_loss(other, other, beta=0.0)
+
+
+def test_integer_corners_far_from_the_origin_keep_their_sides() -> None:
+    near = jnp.array([[0, 0, 10, 5], [2, 1, 9, 8]])
+    far = near + 2**27
+    for function in (boxes.iou, boxes.giou, boxes.encode):
+        np.testing.assert_array_equal(function(*far), function(*near))
+    assert boxes.iou(far[0], far[0]) == 1
+    with jax.enable_x64(True):
+        far = near.astype(jnp.int64) + 2**60
+        for function in (boxes.iou, boxes.giou, boxes.encode):
+            expected = function(*near)
+            np.testing.assert_allclose(function(*far), expected, rtol=1e-6)

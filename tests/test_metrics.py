@@ -381,3 +381,53 @@ def test_exp_loss_of_cross_entropies_is_the_mean_true_probability():
 def test_wrong_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones([6, 3]))
+
+
+OFFSET = 2**27  # neighbours of it are one number in float32
+
+
+def test_large_integers_keep_their_differences() -> None:
+    small, other = jnp.arange(8), jnp.arange(8)[::-1] * 2
+    large, far = small + OFFSET, other + OFFSET
+    np.testing.assert_allclose(
+        metrics.correlation(large, far), metrics.correlation(small, other), rtol=1e-6
+    )
+    for function in (
+        lambda a, b: metrics.within_threshold(a, b, 2.5),
+        lambda a, b: metrics.bounded_error(a, b, 20.0),
+        lambda a, b: metrics.pck(a.reshape(4, 2), b.reshape(4, 2), 12.0),
+        lambda a, b: metrics.mean_box_iou(a.reshape(2, 4), a.reshape(2, 4) + 1),
+        lambda a, b: metrics.average_precision(a, jnp.arange(8) % 3 > 0),
+    ):
+        expected = function(small, other)
+        assert 0 < expected < 1
+        np.testing.assert_allclose(function(large, far), expected, rtol=1e-6)
+    # One apart, which float32 does not see: no hit at half.
+    assert (
+        metrics.within_threshold(jnp.array([2**24 + 1]), jnp.array([2**24]), 0.5) == 0
+    )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint32"])
+def test_labels_of_any_width_count_alike(dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    logits = jnp.asarray(rng.normal(size=(400, 120)), jnp.float32)
+    labels = rng.integers(0, 120, 400)
+    narrow = jnp.asarray(labels, dtype)
+    wide = jnp.asarray(labels)
+    assert metrics.accuracy(logits, narrow) == metrics.accuracy(logits, wide)
+    found = metrics.top_k_accuracy(logits, narrow, 60)
+    assert found == metrics.top_k_accuracy(logits, wide, 60)
+    guessed = jnp.asarray(rng.integers(0, 120, 400))
+    found = metrics.mean_mask_iou(guessed.astype(dtype), narrow, 120)
+    assert found == metrics.mean_mask_iou(guessed, wide, 120)
+
+
+def test_labels_of_64_bits_do_not_wrap_to_a_class() -> None:
+    with jax.enable_x64(True):
+        for label in (2**32, np.iinfo(np.int64).min):
+            outside = jnp.array([label, 1], jnp.int64)
+            # A target that is no class is void, a prediction that is none is wrong.
+            assert metrics.mean_mask_iou(jnp.array([1, 1]), outside, 2) == 1
+            assert metrics.mean_mask_iou(outside, jnp.array([0, 1]), 2) == 0.5
+            assert metrics.accuracy(jnp.eye(2), outside) == 0.5
