@@ -34,7 +34,7 @@ import jax
 import numpy as np
 
 from examples import _contest, _digits, _methods, _plots, _tuning
-from examples._contest import Log, with_error
+from examples._contest import Log, at_the_end, with_error
 from examples._methods import DTP, EQUAL, MEASUREMENTS, SCHEDULES, Contest
 
 TUNED = Path(__file__).with_suffix(".json")
@@ -81,7 +81,7 @@ def run(
 
 def _result(contest: Contest, rate: float, log: Log, single: Any) -> Result:
     kpis, reference = 100 * log.kpis["test"][0], np.array(single["test"])
-    last = kpis[:, -1]
+    last = 100 * log.last()[0]
     steps = _contest.steps_to_share(
         kpis, reference, contest.share, contest.problem.num_steps
     )
@@ -164,9 +164,10 @@ def report(
     """Tables, checks and how to read them."""
     notes = f"""
         KPIs on test digits in percent: accuracy of digits, bounded error of the overlap
-        (100 is exact, 0 is off by {_digits.OVERLAP_SCALE} or more). Means and standard
-        errors over {num_seeds} seeds, which vary initial parameters and batches but not
-        the digits. "worst / single" is the smallest ratio of a KPI to that of a network
+        (100 is exact, 0 is off by {_digits.OVERLAP_SCALE} or more), at the end: means
+        over the last tenth of {MEASUREMENTS} measurements. Means and standard errors
+        over {num_seeds} seeds, which vary initial parameters and batches but not the
+        digits. "worst / single" is the smallest ratio of a KPI to that of a network
         of its own; "steps to" is when every task first has so much of that, measured
         {MEASUREMENTS} times, median over the seeds. Differences are to equal weights of
         the same seed and schedule. Each row has the rate, or rate and weights, that did
@@ -266,7 +267,7 @@ def plot(
     }
     _plots.weights(out / "weights.png", series, names, 1, num_rows=1, every=every)
     columns = {
-        method: np.c_[result.kpis[:, -1], result.average, result.worst]
+        method: np.c_[at_the_end(result.kpis), result.average, result.worst]
         for method, result in of.items()
     }
     what = "KPI on test digits in percent, mean and standard error, constant rate"
@@ -275,7 +276,7 @@ def plot(
     )
     schedule = "cosine"
     places = {
-        method: result.kpis[:, -1]
+        method: at_the_end(result.kpis)
         for (method, each), result in results["row of twelve"].items()
         if each == schedule
     }
