@@ -52,9 +52,17 @@ from .by_kpi._focal import FocalState as FocalState
 from .by_kpi._focal import focal as focal  # KPI-driven priority (Guo et al., 2018)
 from .by_loss._average_losses import AverageLossesState as AverageLossesState
 from .by_loss._average_losses import average_losses as average_losses  # windows, epochs
+from .by_loss._balanced_residual_decay import (
+    BalancedResidualDecayState as BalancedResidualDecayState,
+)
+from .by_loss._balanced_residual_decay import (
+    balanced_residual_decay as balanced_residual_decay,  # slow points (Chen, 2024)
+)
 from .by_loss._boundary_intersection import (
     boundary_intersection as boundary_intersection,
 )
+from .by_loss._causal import CausalState as CausalState
+from .by_loss._causal import causal as causal  # early times first (Wang, 2022)
 from .by_loss._chebyshev import (
     chebyshev as chebyshev,  # smooth maximum, STCH (Lin, 2024)
 )
@@ -77,8 +85,18 @@ from .by_loss._relobralo import RelobraloState as RelobraloState
 from .by_loss._relobralo import (
     relobralo as relobralo,  # for PINNs (Bischof & Kraus, 2021)
 )
+from .by_loss._residual_attention import (
+    ResidualAttentionState as ResidualAttentionState,
+)
+from .by_loss._residual_attention import (
+    residual_attention as residual_attention,  # running residuals, RBA (2024)
+)
 from .by_loss._scalarization import (
     scalarization as scalarization,  # any function of losses
+)
+from .by_loss._self_adaptive import SelfAdaptiveState as SelfAdaptiveState
+from .by_loss._self_adaptive import (
+    self_adaptive as self_adaptive,  # climbing weights (McClenny, 2023)
 )
 from .by_loss._soft_adapt import SoftAdaptState as SoftAdaptState
 from .by_loss._soft_adapt import (
