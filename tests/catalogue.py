@@ -355,6 +355,11 @@ METHODS = [
         number=Hyperparameter(balancers.relobralo, "temperature"),
     ),
     Method(
+        "norm_balancer",
+        lambda names: balancers.norm_balancer(),
+        number=Hyperparameter(balancers.norm_balancer, "total_norm"),
+    ),
+    Method(
         "grad_norm",
         lambda names: balancers.grad_norm(),
         number=Hyperparameter(balancers.grad_norm, "alpha"),

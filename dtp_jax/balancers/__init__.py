@@ -120,6 +120,10 @@ from .by_norm._lr_annealing import LrAnnealingState as LrAnnealingState
 from .by_norm._lr_annealing import (
     lr_annealing as lr_annealing,  # for PINNs (Wang, 2021)
 )
+from .by_norm._norm_balancer import NormBalancerState as NormBalancerState
+from .by_norm._norm_balancer import (
+    norm_balancer as norm_balancer,  # shares of the gradient, EnCodec (2022)
+)
 from .by_norm._ntk import NtkState as NtkState
 from .by_norm._ntk import ntk as ntk  # equal tangent kernels, for PINNs (Wang, 2022)
 from .by_second_batch._auto_lambda import AutoLambdaState as AutoLambdaState
