@@ -151,6 +151,16 @@ METHODS = [
         lambda names: balancers.balanced_residual_decay(),
         number=Hyperparameter(balancers.balanced_residual_decay, "mean_decay"),
     ),
+    Method(
+        "igb",
+        lambda names: balancers.igb(num_steps=2),
+    ),
+    Method(
+        "go4align",
+        lambda names: balancers.go4align(),
+        static=("num_groups",),
+        number=Hyperparameter(balancers.go4align, "step_size", static=("num_groups",)),
+    ),
     Method("stages", _join_later),
     Method(
         "warm_up",

@@ -42,6 +42,11 @@ def _focal() -> Any:
     return balancers.focal(gamma=1.0)
 
 
+def _third(tasks: Any, n: int) -> Any:
+    """The task that the suite keeps in its place when it changes their order."""
+    return "c" if not isinstance(tasks, int) and "c" in tasks else n - 1
+
+
 COMBINERS = [
     Combiner("grad_drop", lambda tasks, n: combiners.grad_drop(tasks)),
     Combiner(
@@ -54,6 +59,13 @@ COMBINERS = [
             tasks, num_trimmed=min(1, (n - 1) // 2), preferences=_focal()
         ),
         static=("num_trimmed",),
+    ),
+    Combiner(
+        "meta_balance-focal",
+        lambda tasks, n: combiners.meta_balance(
+            tasks, _third(tasks, n), relax=0.6, preferences=_focal()
+        ),
+        static=("primary", "strategy"),
     ),
     Combiner(
         "moco-focal",

@@ -8,6 +8,8 @@ from .by_gramian._cagrad import cagrad as cagrad  # worst case near the mean (Li
 from .by_gramian._cagrad import cagrad_weights as cagrad_weights
 from .by_gramian._config import config as config  # conflict-free, for PINNs (Liu, 2024)
 from .by_gramian._config import config_weights as config_weights
+from .by_gramian._dcgd import dcgd as dcgd  # dual cone of two (Hwang & Lim, 2024)
+from .by_gramian._dcgd import dcgd_weights as dcgd_weights
 from .by_gramian._dual_projection import (
     dual_projection as dual_projection,  # GEM (Lopez-Paz)
 )
@@ -75,6 +77,10 @@ from .by_loss._dwa import dwa_weights as dwa_weights
 from .by_loss._famo import FamoState as FamoState
 from .by_loss._famo import famo as famo  # equal rates of log losses (Liu, 2023)
 from .by_loss._geometric import geometric as geometric  # geometric mean, GLS (2019)
+from .by_loss._go4align import Go4AlignState as Go4AlignState
+from .by_loss._go4align import go4align as go4align  # groups of tasks (Shen, 2024)
+from .by_loss._igb import IgbState as IgbState
+from .by_loss._igb import igb as igb  # improvable gaps (Dai et al., 2023)
 from .by_loss._imtl_l import ImtlLState as ImtlLState
 from .by_loss._imtl_l import imtl_l as imtl_l  # learned scales of losses (Liu, 2021)
 from .by_loss._inverse_losses import InverseLossesState as InverseLossesState

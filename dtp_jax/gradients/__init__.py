@@ -19,6 +19,7 @@ from ._rows import zero_rows as zero_rows
 from ._shards import AxisName as AxisName
 from ._shared import Shared as Shared
 from ._shared import shared_mask as shared_mask
+from ._stacked import Stacked as Stacked
 from ._stacked import check_stacked as check_stacked
 from ._task_gradients import TaskGradients as TaskGradients
 from ._task_gradients import task_gradients as task_gradients
