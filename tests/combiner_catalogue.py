@@ -44,7 +44,8 @@ def _focal() -> Any:
 
 def _third(tasks: Any, n: int) -> Any:
     """The task that the suite keeps in its place when it changes their order."""
-    return "c" if not isinstance(tasks, int) and "c" in tasks else n - 1
+    named = isinstance(tasks, (tuple, list, dict)) and "c" in tasks
+    return "c" if named else min(2, n - 1)
 
 
 COMBINERS = [

@@ -67,12 +67,13 @@ def one_at_a_time(
         updates, state = tx.update(gradient, state, params, task=task)
 
     Until every active task was seen once the updates are zero, which Adam would count:
-    `optax.conditionally_transform` keeps it still for the first T - 1 steps. A task that joins later takes no part until it was
-    seen. One that is masked takes no part, its average stays, and so does that of a
-    task whose gradient is not finite. If no task is active, the update is zero.
+    `optax.conditionally_transform` keeps it still for the first T - 1 steps. A task
+    that joins later takes no part until it was seen, nor does one that is masked, and
+    a gradient that is not finite is left out; averages stay. If no task is active, the
+    update is zero.
 
-    The averages take T times the memory of the parameters in float32, spread as these
-    are, and lag by some T / (1 - decay) steps. All parameters count as shared.
+    The averages take T times the memory of the parameters, spread as these are, and lag
+    by some T / (1 - decay) steps. All parameters count as shared.
 
     Args:
         tasks: Names, for losses given as ``{name: scalar}``; an int T, for losses given
@@ -147,7 +148,7 @@ def one_at_a_time(
 
         # The averages: of a task that was never seen there is nothing to correct.
         started = 1 - decay ** jnp.maximum(counts, 1).astype(layout.dtype)
-        scales = (1 / started).astype(layout.dtype)
+        scales = jnp.asarray(1 / started, layout.dtype)
         rows = jax.tree.map(lambda x: x * column(scales, x), tracked)
         known = gramian * scales[:, None] * scales[None, :]
         shared = (True,) * len(jax.tree.leaves(rows))
@@ -186,7 +187,6 @@ def one_at_a_time(
 def _refreshed(
     state: OneAtATimeState, gradient: Any, place: Any, decay: Any, seen: jax.Array
 ) -> tuple[Any, jax.Array]:
-    """What is tracked with the gradient of one task, and its Gramian."""
     products = jnp.zeros(state.counts.shape, state.gramian.dtype)
     leaves, treedef = jax.tree.flatten(state.tracked)
     moved = []
