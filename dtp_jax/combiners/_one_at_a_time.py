@@ -103,16 +103,14 @@ def one_at_a_time(
     References:
         Liu, Chu, Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed
         Neural Networks", ICLR 2025, algorithm 2, and the authors' package conflictfree,
-        whose `PseudoMomentumOperator` is this with `balancers.config` and Adam, which
-        it holds itself.
+        whose `PseudoMomentumOperator` is this with `balancers.config` and Adam.
     """
     layout = task_layout(tasks)
     rule = checked_balancer("balancer", balancer, layout)
     check_scalar("decay", decay, low=0, high=1, open_high=True)
-    num_tasks = layout.num_tasks
 
     def init(params: Any) -> OneAtATimeState:
-        tracked = memory_of_rows(tasks, None, params)
+        num_tasks, tracked = layout.num_tasks, memory_of_rows(tasks, None, params)
         return OneAtATimeState(
             tracked,
             jnp.zeros((num_tasks, num_tasks), layout.dtype),
@@ -134,7 +132,7 @@ def one_at_a_time(
         check_one_gradient(updates, state.direction, "one_at_a_time")
         check_state(state, jax.eval_shape(init, updates), layout)
         place = place_of(task, layout, "one_at_a_time")
-        active = jnp.ones((num_tasks,), bool)
+        active = jnp.ones((layout.num_tasks,), bool)
         if task_mask is not None:
             active = layout.vector("task_mask", task_mask, dtype=bool)
         seen = active[place] & is_finite(updates)
@@ -152,7 +150,7 @@ def one_at_a_time(
         rows = jax.tree.map(lambda x: x * column(scales, x), tracked)
         known = gramian * scales[:, None] * scales[None, :]
         shared = (True,) * len(jax.tree.leaves(rows))
-        ones = layout.tree(jnp.ones((num_tasks,), layout.dtype))
+        ones = layout.full(1.0)
         gradients = TaskGradients(ones, Stacked(rows, shared, known))
         weights, of_rule = rule.update(
             layout.tree(usable.astype(layout.dtype)),
