@@ -71,6 +71,12 @@ LOSS_DRIVEN = {
     "famo": _balanced(balancers.famo()),
     "soft_adapt": _balanced(balancers.soft_adapt()),
     "relobralo": _balanced(balancers.relobralo()),
+    "inverse_losses": _balanced(balancers.inverse_losses()),
+    "igb": _balanced(balancers.igb()),
+    "go4align": _balanced(balancers.go4align()),
+    "residual_attention": _balanced(balancers.residual_attention()),
+    "self_adaptive": _balanced(balancers.self_adaptive()),
+    "balanced_residual_decay": _balanced(balancers.balanced_residual_decay()),
 }
 NORM_DRIVEN = {
     "grad_norm, every 10": _balanced(balancers.grad_norm(refresh_every=10), **LAST),
@@ -83,6 +89,7 @@ NORM_DRIVEN = {
     "grad_norm": _balanced(balancers.grad_norm(), **LAST),
     "lr_annealing": _primary(balancers.lr_annealing),
     "ntk": _balanced(balancers.ntk(), **LAST),
+    "norm_balancer": _balanced(balancers.norm_balancer(), **LAST),
 }
 GRADIENT_DRIVEN = {
     "mgda": _balanced(balancers.mgda()),
@@ -105,6 +112,9 @@ GRADIENT_DRIVEN = {
     "auto_lambda": _balanced(balancers.auto_lambda(0.1), batches=1),
     "grad_drop": Method(combiners.grad_drop),
     "trimmed_mean": Method(lambda names: combiners.trimmed_mean(names, num_trimmed=1)),
+    "meta_balance": Method(
+        lambda names: combiners.meta_balance(names, names[0], shared=_in_trunk)
+    ),
     "moco": Method(lambda names: combiners.moco(names, shared=_in_trunk)),
     "db_mtl": Method(lambda names: combiners.db_mtl(names, shared=_in_trunk)),
 }

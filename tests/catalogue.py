@@ -58,6 +58,7 @@ class Method:
             that it is left to the slow tests.
         static: The hyperparameters that `optax.inject_hyperparams` must not trace.
         number: A hyperparameter that is a float, if it has one.
+        ordered: Whether the order of the tasks says something.
         dtype: Of losses and gradients.
     """
 
@@ -70,11 +71,16 @@ class Method:
     variant: bool = False
     static: tuple[str, ...] = ()
     number: Hyperparameter | None = None
+    ordered: bool = False
     dtype: Any = jnp.float32
 
 
 def _join_later(names: tuple[str, ...]) -> Any:
     return curricula.stages({0: list(names), 2: list(names)}, balancers.focal())
+
+
+def _causal(**hyperparameters: Any) -> Any:
+    return toys.in_one_array(balancers.causal(**hyperparameters))
 
 
 def _squares(losses: Any) -> jax.Array:
@@ -107,6 +113,53 @@ METHODS = [
         "normalize_weights-1",
         lambda names: balancers.normalize_weights("sum_to_1"),
         variant=True,
+    ),
+    Method(
+        "causal",
+        lambda names: toys.in_one_array(balancers.causal()),
+        ordered=True,
+        number=Hyperparameter(_causal, "tolerance"),
+    ),
+    Method(
+        "causal-ladder",
+        lambda names: toys.in_one_array(balancers.causal((0.1, 1.0, 10.0))),
+        ordered=True,
+        variant=True,
+    ),
+    Method(
+        "residual_attention",
+        lambda names: balancers.residual_attention(),
+        number=Hyperparameter(balancers.residual_attention, "rate"),
+    ),
+    Method(
+        "residual_attention-outside",
+        lambda names: balancers.residual_attention(
+            convention="outside", init_value=1.0
+        ),
+        variant=True,
+    ),
+    Method("self_adaptive", lambda names: balancers.self_adaptive()),
+    Method(
+        "self_adaptive-sigmoid",
+        lambda names: balancers.self_adaptive(
+            optimizer=optax.sgd(0.1), mask=lambda x: 5 * jax.nn.sigmoid(x)
+        ),
+        variant=True,
+    ),
+    Method(
+        "balanced_residual_decay",
+        lambda names: balancers.balanced_residual_decay(),
+        number=Hyperparameter(balancers.balanced_residual_decay, "mean_decay"),
+    ),
+    Method(
+        "igb",
+        lambda names: balancers.igb(num_steps=2),
+    ),
+    Method(
+        "go4align",
+        lambda names: balancers.go4align(),
+        static=("num_groups",),
+        number=Hyperparameter(balancers.go4align, "step_size", static=("num_groups",)),
     ),
     Method("stages", _join_later),
     Method(
@@ -310,6 +363,11 @@ METHODS = [
         lambda names: balancers.relobralo(rho=0.5),
         random=True,
         number=Hyperparameter(balancers.relobralo, "temperature"),
+    ),
+    Method(
+        "norm_balancer",
+        lambda names: balancers.norm_balancer(),
+        number=Hyperparameter(balancers.norm_balancer, "total_norm"),
     ),
     Method(
         "grad_norm",

@@ -42,6 +42,12 @@ def _focal() -> Any:
     return balancers.focal(gamma=1.0)
 
 
+def _third(tasks: Any, n: int) -> Any:
+    """The task that the suite keeps in its place when it changes their order."""
+    named = isinstance(tasks, (tuple, list, dict)) and "c" in tasks
+    return "c" if named else min(2, n - 1)
+
+
 COMBINERS = [
     Combiner("grad_drop", lambda tasks, n: combiners.grad_drop(tasks)),
     Combiner(
@@ -54,6 +60,13 @@ COMBINERS = [
             tasks, num_trimmed=min(1, (n - 1) // 2), preferences=_focal()
         ),
         static=("num_trimmed",),
+    ),
+    Combiner(
+        "meta_balance-focal",
+        lambda tasks, n: combiners.meta_balance(
+            tasks, _third(tasks, n), relax=0.6, preferences=_focal()
+        ),
+        static=("primary", "strategy"),
     ),
     Combiner(
         "moco-focal",

@@ -357,6 +357,8 @@ def test_one_bad_gradient_is_dropped(method: Method) -> None:
 def test_equivariant_to_the_order_of_tasks(method: Method) -> None:
     if method.random:
         pytest.skip("in law only")
+    if method.ordered:
+        pytest.skip("the order counts")
     found = all_cases(method)
     expected = found["plain"].weights[:, ORDER]
     toys.assert_close(found["reordered"].weights, expected, ulps=ULPS)

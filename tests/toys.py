@@ -74,6 +74,23 @@ def remember_losses() -> dtp_jax.Balancer:
     return transformation(init, update)
 
 
+def in_one_array(balancer: Any) -> Any:
+    """For tasks in any pytree, a balancer that takes them in one array."""
+
+    def vector(tree: Any) -> jax.Array:
+        return layout_of(tree).vector("tasks", tree)
+
+    def init(params: Any) -> Any:
+        return balancer.init(vector(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        losses = None if params is None else vector(params)
+        weights, state = balancer.update(vector(updates), state, losses, **extra)
+        return layout_of(updates).tree(weights), state
+
+    return transformation(init, update)
+
+
 def assert_close(actual: Any, expected: Any, *, ulps: float) -> None:
     """Asserts that two pytrees of arrays differ by rounding only.
 

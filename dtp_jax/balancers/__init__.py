@@ -8,6 +8,8 @@ from .by_gramian._cagrad import cagrad as cagrad  # worst case near the mean (Li
 from .by_gramian._cagrad import cagrad_weights as cagrad_weights
 from .by_gramian._config import config as config  # conflict-free, for PINNs (Liu, 2024)
 from .by_gramian._config import config_weights as config_weights
+from .by_gramian._dcgd import dcgd as dcgd  # dual cone of two (Hwang & Lim, 2024)
+from .by_gramian._dcgd import dcgd_weights as dcgd_weights
 from .by_gramian._dual_projection import (
     dual_projection as dual_projection,  # GEM (Lopez-Paz)
 )
@@ -52,9 +54,17 @@ from .by_kpi._focal import FocalState as FocalState
 from .by_kpi._focal import focal as focal  # KPI-driven priority (Guo et al., 2018)
 from .by_loss._average_losses import AverageLossesState as AverageLossesState
 from .by_loss._average_losses import average_losses as average_losses  # windows, epochs
+from .by_loss._balanced_residual_decay import (
+    BalancedResidualDecayState as BalancedResidualDecayState,
+)
+from .by_loss._balanced_residual_decay import (
+    balanced_residual_decay as balanced_residual_decay,  # slow points (Chen, 2024)
+)
 from .by_loss._boundary_intersection import (
     boundary_intersection as boundary_intersection,
 )
+from .by_loss._causal import CausalState as CausalState
+from .by_loss._causal import causal as causal  # early times first (Wang, 2022)
 from .by_loss._chebyshev import (
     chebyshev as chebyshev,  # smooth maximum, STCH (Lin, 2024)
 )
@@ -67,6 +77,10 @@ from .by_loss._dwa import dwa_weights as dwa_weights
 from .by_loss._famo import FamoState as FamoState
 from .by_loss._famo import famo as famo  # equal rates of log losses (Liu, 2023)
 from .by_loss._geometric import geometric as geometric  # geometric mean, GLS (2019)
+from .by_loss._go4align import Go4AlignState as Go4AlignState
+from .by_loss._go4align import go4align as go4align  # groups of tasks (Shen, 2024)
+from .by_loss._igb import IgbState as IgbState
+from .by_loss._igb import igb as igb  # improvable gaps (Dai et al., 2023)
 from .by_loss._imtl_l import ImtlLState as ImtlLState
 from .by_loss._imtl_l import imtl_l as imtl_l  # learned scales of losses (Liu, 2021)
 from .by_loss._inverse_losses import InverseLossesState as InverseLossesState
@@ -77,8 +91,18 @@ from .by_loss._relobralo import RelobraloState as RelobraloState
 from .by_loss._relobralo import (
     relobralo as relobralo,  # for PINNs (Bischof & Kraus, 2021)
 )
+from .by_loss._residual_attention import (
+    ResidualAttentionState as ResidualAttentionState,
+)
+from .by_loss._residual_attention import (
+    residual_attention as residual_attention,  # running residuals, RBA (2024)
+)
 from .by_loss._scalarization import (
     scalarization as scalarization,  # any function of losses
+)
+from .by_loss._self_adaptive import SelfAdaptiveState as SelfAdaptiveState
+from .by_loss._self_adaptive import (
+    self_adaptive as self_adaptive,  # climbing weights (McClenny, 2023)
 )
 from .by_loss._soft_adapt import SoftAdaptState as SoftAdaptState
 from .by_loss._soft_adapt import (
@@ -101,6 +125,10 @@ from .by_norm._grad_norm import (
 from .by_norm._lr_annealing import LrAnnealingState as LrAnnealingState
 from .by_norm._lr_annealing import (
     lr_annealing as lr_annealing,  # for PINNs (Wang, 2021)
+)
+from .by_norm._norm_balancer import NormBalancerState as NormBalancerState
+from .by_norm._norm_balancer import (
+    norm_balancer as norm_balancer,  # shares of the gradient, EnCodec (2022)
 )
 from .by_norm._ntk import NtkState as NtkState
 from .by_norm._ntk import ntk as ntk  # equal tangent kernels, for PINNs (Wang, 2022)

@@ -1,5 +1,6 @@
 """Gradients of several losses at once, computed only as far as a method needs them."""
 
+from ._examples import example_norms as example_norms  # at features
 from ._features import feature_task_gradients as feature_task_gradients
 from ._inputs import split_aux as split_aux
 from ._linearized import MAX_UNROLLED as MAX_UNROLLED
@@ -18,6 +19,7 @@ from ._rows import zero_rows as zero_rows
 from ._shards import AxisName as AxisName
 from ._shared import Shared as Shared
 from ._shared import shared_mask as shared_mask
+from ._stacked import Stacked as Stacked
 from ._stacked import check_stacked as check_stacked
 from ._task_gradients import TaskGradients as TaskGradients
 from ._task_gradients import task_gradients as task_gradients

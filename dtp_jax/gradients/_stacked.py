@@ -59,6 +59,7 @@ class Stacked:
 
     jacobian: Any
     shared: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+    known: jax.Array | None = None  # the Gramian, where someone keeps it
 
     def pull(self, weights: jax.Array, unshared: jax.Array | None = None) -> Any:
         """The weighted sum of the rows, without those of weight zero."""
@@ -87,6 +88,8 @@ class Stacked:
 
     def gramian(self) -> jax.Array:
         """Inner products of the rows, leaf by leaf."""
+        if self.known is not None:
+            return self.known
         grams = [linalg.gram(leaf) for leaf in self._shared_leaves()]
         return sum(grams[1:], start=grams[0])
 
