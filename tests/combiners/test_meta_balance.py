@@ -70,7 +70,7 @@ def test_fully_relaxed_gradients_have_the_primary_size() -> None:
         for name, leaf in one.items():
             rest = np.asarray(both[name], np.float64) - leaf[1]
             size = 0 if task == 1 else np.linalg.norm(leaf[1])
-            tolerance = 1e-4 * np.linalg.norm(leaf[1])
+            tolerance = 1e-4 * float(np.linalg.norm(leaf[1]))
             np.testing.assert_allclose(np.linalg.norm(rest), size, atol=tolerance)
 
 

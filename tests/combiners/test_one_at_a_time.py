@@ -74,7 +74,7 @@ def scanned(tx: Any, rows: Any = ROWS, turns: Any = TURNS, **extra: Any) -> Any:
 def test_adam_makes_momentum_config_of_it(b1: float, b2: float) -> None:
     # Adam stands still for the two steps in which there is nothing to say.
     adam = optax.conditionally_transform(
-        optax.scale_by_adam(b1, b2), lambda step: step >= 2
+        optax.scale_by_adam(b1, b2), lambda step, **extra_args: jnp.asarray(step) >= 2
     )
     link = combiners.one_at_a_time(3, balancers.config(), decay=b1)
     found, _ = scanned(optax.chain(link, adam))
@@ -196,7 +196,7 @@ def test_averages_are_spread_as_the_parameters_are(kind: AxisType) -> None:
         params = jax.device_put(PARAMS, spec)
         state = tx.init(params)
         assert len({str(s.index) for s in state.tracked["w"].addressable_shards}) == 2
-        update = jax.jit(tx.update)
+        update, found = jax.jit(tx.update), PARAMS
         for step in range(4):
             row = jax.device_put(tree(ROWS[step]), spec)
             found, state = update(row, state, params, task=jnp.int32(TURNS[step]))

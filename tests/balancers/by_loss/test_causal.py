@@ -56,7 +56,7 @@ def test_huge_losses_stop_what_follows() -> None:
     np.testing.assert_array_equal(weights, 1)
     weights, state = over(balancers.causal(1.0), np.full((1, 5), 3e38))
     np.testing.assert_array_equal(
-        weights, np.float32([[1, 1e-30, 1e-30, 1e-30, 1e-30]])
+        weights, np.array([[1, 1e-30, 1e-30, 1e-30, 1e-30]], np.float32)
     )
     assert state.smallest == 0
     # Nothing is active: nothing is solved.

@@ -90,7 +90,7 @@ def test_norms_at_the_output(per_example: bool) -> None:
 
     def total(params: Any) -> jax.Array:
         losses = losses_of(params, model(params, X), X)
-        return sum(weights[name] * losses[name] for name in losses)
+        return jnp.stack([weights[name] * losses[name] for name in losses]).sum()
 
     assert_near(updates, jax.grad(total)(PARAMS), rtol=1e-5)
 
