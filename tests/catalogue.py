@@ -21,12 +21,14 @@ class Hyperparameter:
         name: What it calls it.
         args: The factory's other arguments, or functions of the names that make them.
         static: What optax must not trace.
+        around: From what the factory makes to a balancer for named tasks.
     """
 
     factory: Callable[..., Any]
     name: str
     args: tuple[Any, ...] = ()
     static: tuple[str, ...] = ()
+    around: Callable[[Any], Any] = lambda balancer: balancer
 
     def set(self, names: tuple[str, ...], value: Any) -> Any:
         """The balancer with this value."""
@@ -39,7 +41,7 @@ class Hyperparameter:
 
     def _call(self, factory: Callable[..., Any], names: Any, value: Any) -> Any:
         args = [arg(names) if callable(arg) else arg for arg in self.args]
-        return factory(*args, **{self.name: value})
+        return self.around(factory(*args, **{self.name: value}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +81,6 @@ def _join_later(names: tuple[str, ...]) -> Any:
     return curricula.stages({0: list(names), 2: list(names)}, balancers.focal())
 
 
-def _causal(**hyperparameters: Any) -> Any:
-    return toys.in_one_array(balancers.causal(**hyperparameters))
-
-
 def _squares(losses: Any) -> jax.Array:
     return sum((jnp.sum(loss**2) for loss in jax.tree.leaves(losses)), jnp.zeros(()))
 
@@ -118,7 +116,7 @@ METHODS = [
         "causal",
         lambda names: toys.in_one_array(balancers.causal()),
         ordered=True,
-        number=Hyperparameter(_causal, "tolerance"),
+        number=Hyperparameter(balancers.causal, "tolerance", around=toys.in_one_array),
     ),
     Method(
         "causal-ladder",
@@ -138,12 +136,13 @@ METHODS = [
         ),
         variant=True,
     ),
-    Method("self_adaptive", lambda names: balancers.self_adaptive()),
+    Method("self_adaptive", lambda names: balancers.self_adaptive(), static=("mask",)),
     Method(
         "self_adaptive-sigmoid",
         lambda names: balancers.self_adaptive(
             optimizer=optax.sgd(0.1), mask=lambda x: 5 * jax.nn.sigmoid(x)
         ),
+        static=("mask",),
         variant=True,
     ),
     Method(
@@ -367,7 +366,7 @@ METHODS = [
     Method(
         "norm_balancer",
         lambda names: balancers.norm_balancer(),
-        number=Hyperparameter(balancers.norm_balancer, "total_norm"),
+        number=Hyperparameter(balancers.norm_balancer, "eps"),
     ),
     Method(
         "grad_norm",

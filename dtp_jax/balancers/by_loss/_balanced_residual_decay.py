@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar
@@ -16,7 +17,7 @@ class BalancedResidualDecayState(NamedTuple):
 
     means: jax.Array  # [T], running means of the losses, roots of means of squares
     weights: jax.Array  # [T]
-    counts: jax.Array  # [T], float32, observations of each point, up to 2^24
+    counts: jax.Array  # [T], int32, observations of each point
 
 
 def balanced_residual_decay(
@@ -74,7 +75,7 @@ def balanced_residual_decay(
     def init(params: Any) -> BalancedResidualDecayState:
         layout = layout_of(params)
         zeros = jnp.zeros((layout.num_tasks,), layout.dtype)
-        counts = jnp.zeros((layout.num_tasks,), jnp.float32)
+        counts = jnp.zeros((layout.num_tasks,), jnp.int32)
         return BalancedResidualDecayState(zeros, jnp.ones_like(zeros), counts)
 
     def update(
@@ -88,13 +89,14 @@ def balanced_residual_decay(
         layout, losses, preferences = read_losses(name, updates, params)
         active = preferences > 0
         losses = jnp.where(active, jnp.maximum(losses, 0), 0)
-        counts = jnp.minimum(state.counts + 1, 2.0**24)
+        counts = optax.safe_increment(state.counts)
         # The root of the mean, in units of the larger part: squares would overflow.
         size = jnp.maximum(state.means, losses)
         unit = jnp.where(size > 0, size, 1)
         kept, new = jnp.square(state.means / unit), jnp.square(losses / unit)
         means = unit * jnp.sqrt(mean_decay * kept + (1 - mean_decay) * new)
-        started = -jnp.expm1(counts * jnp.log(mean_decay)).astype(layout.dtype)
+        powers = counts.astype(layout.dtype) * jnp.log(mean_decay)
+        started = -jnp.expm1(powers).astype(layout.dtype)
         # A loss of zero has decayed, or was never there.
         ratios = losses * jnp.sqrt(started) / jnp.where(means > 0, means, 1)
         number = jnp.maximum(jnp.sum(active), 1)
