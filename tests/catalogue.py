@@ -136,7 +136,12 @@ METHODS = [
         ),
         variant=True,
     ),
-    Method("self_adaptive", lambda names: balancers.self_adaptive(), static=("mask",)),
+    Method(
+        "self_adaptive",
+        lambda names: balancers.self_adaptive(),
+        static=("mask",),
+        number=Hyperparameter(balancers.self_adaptive, "init_value", static=("mask",)),
+    ),
     Method(
         "self_adaptive-sigmoid",
         lambda names: balancers.self_adaptive(

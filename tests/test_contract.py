@@ -260,6 +260,8 @@ def pairs(method: Method) -> Outputs:
 
 @functools.cache
 def on_eight_devices(method: Method, kind: AxisType = AxisType.Auto) -> Outputs:
+    if kind == AxisType.Explicit and method.name.startswith("excess_mtl-params"):
+        pytest.skip("its parameters are on one device; test_optax_contract has others")
     mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
     everywhere = jax.NamedSharding(mesh, jax.P())
     spread = jax.NamedSharding(mesh, jax.P(None, None, "x"))

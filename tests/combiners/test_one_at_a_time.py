@@ -222,6 +222,18 @@ def test_half_precision_keeps_its_type_and_averages_in_float32() -> None:
     assert state.tracked["w"].dtype == jnp.float32
 
 
+def test_a_schedule_of_the_decay() -> None:
+    inject: Any = optax.inject_hyperparams(
+        combiners.one_at_a_time, static_args=("tasks", "balancer")
+    )
+    balancer = balancers.mgda()
+    scheduled, _ = scanned(inject(3, balancer, decay=lambda step: 0.9))
+    plain, _ = scanned(combiners.one_at_a_time(3, balancer, decay=0.9))
+    assert_near(scheduled, plain, rtol=1e-4)
+    falling, _ = scanned(inject(3, balancer, decay=lambda step: 0.9 - 0.01 * step))
+    assert np.abs(falling - plain).max() > 1e-3
+
+
 def test_messages() -> None:
     tx = combiners.one_at_a_time(["a", "b"], balancers.mgda())
     state = tx.init(PARAMS)
