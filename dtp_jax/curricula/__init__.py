@@ -9,5 +9,8 @@ from ._stages import Schedule as Schedule
 from ._stages import StagesState as StagesState
 from ._stages import check_stages as check_stages
 from ._stages import stages as stages
+from ._task_sampler import TaskSampler as TaskSampler
+from ._task_sampler import TaskSamplerState as TaskSamplerState
+from ._task_sampler import task_sampler as task_sampler
 from ._warm_up import WarmUpState as WarmUpState
 from ._warm_up import warm_up as warm_up
