@@ -7,7 +7,7 @@ PIP_RANGE := pip>=25.1,<27
 .PHONY: help demo dtp-study multi-mnist find-digit toys physics test test-slow test-newest lint format hooks build bench bench-torchjd test-torchjd docs clean
 help:
 	@echo "make demo       two-digit demo: tables and plots in outputs/ (3 minutes on 2 cores)"
-	@echo "make dtp-study  what each setting of prioritization does (about an hour)"
+	@echo "make dtp-study  what each setting of prioritization does (some ten minutes on 2 cores)"
 	@echo "make multi-mnist, find-digit, toys, physics: further examples (under 5 minutes each)"
 	@echo "make test       the test suite (under 8 minutes on 2 cores)"
 	@echo "make test-slow  the longer checks"
