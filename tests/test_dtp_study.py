@@ -7,6 +7,7 @@ import pytest
 from benchmarks.dtp_study import __main__ as study
 from benchmarks.dtp_study import single_examples
 from benchmarks.dtp_study._harness import DEFAULTS, Size, setting
+from dtp_jax import curricula
 from examples import _problems
 
 ROOT = Path(__file__).parent.parent
@@ -56,3 +57,24 @@ def test_every_question_is_answered(
         ["--only", name, "--seeds", "2", "--steps", "40", "--out", str(tmp_path)]
     )
     assert "\n| " in (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_figures_in_the_docstring_of_stages_are_those_of_the_table() -> None:
+    written = (ROOT / "docs" / "dtp_study" / "stages.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in row.split("|")] for row in written.split("\n")]
+    average = {
+        (row[1], row[2]): row[4].split()[0]
+        for row in rows
+        if len(row) > 5 and row[3] == "equal weights"
+    }
+    text = " ".join((curricula.stages.__doc__ or "").split())
+    for words, key in {
+        "equal weights {} % without stages": ("none", "-"),
+        "and {} % in stages with easy tasks first": ("easy first", "ramp_steps 0"),
+        "a ramp of 400 steps {},": ("easy first", "ramp_steps 400"),
+        "``b2=0.95`` {},": ("easy first", "b2 0.95, no ramp"),
+        "memory at each join {},": ("easy first", "Adam's memory reset, no ramp"),
+        "clipping to norm 1 {}.": ("easy first", "clipped to norm 1, no ramp"),
+        "Hard tasks first, {},": ("hard first", "ramp_steps 0"),
+    }.items():
+        assert words.format(average[key]) in text

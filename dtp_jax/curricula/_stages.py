@@ -102,6 +102,11 @@ def stages(
     begins they move from their preference to the weight of the balancer over as many
     steps.
 
+    What else helps, in average KPIs of `make dtp-study` (docs/dtp.md), with equal
+    weights 81.2 % without stages and 74.5 % in stages with easy tasks first: a ramp of
+    400 steps 80.2, ``b2=0.95`` 80.2, resetting Adam's memory at each join 78.3,
+    clipping to norm 1 76.2. Hard tasks first, 81.1, need none of it.
+
     Args:
         schedule: From a step on, the active tasks: ``{0: ["a"], 1000: ["a", "b"]}``,
             steps increasing from 0. Tasks are named by their path in the pytree of the

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from dtp_jax import focal_weights
-from tests.toys import assert_close, assert_near, balancers, curricula
+from tests.toys import assert_near, balancers, curricula
 
 KPIS = np.array([0.95, 0.2, 0.5, 0.8, 0.05])
 
