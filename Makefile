@@ -4,7 +4,7 @@ BIN := .venv/bin
 # 25.1 is the first that installs dependency groups; 26 is the newest that was tried.
 PIP_RANGE := pip>=25.1,<27
 
-.PHONY: help demo dtp-study multi-mnist find-digit toys physics test test-slow test-newest lint format hooks build bench bench-torchjd test-torchjd docs clean
+.PHONY: help demo dtp-study multi-mnist find-digit toys physics test test-slow test-newest lint format hooks build bench bench-device bench-torchjd test-torchjd docs clean
 help:
 	@echo "make demo       two-digit demo: tables and plots in outputs/ (some 10 minutes)"
 	@echo "make dtp-study  what each setting of prioritization does (about an hour)"
@@ -16,6 +16,7 @@ help:
 	@echo "make hooks      ruff before every commit"
 	@echo "make build      source distribution and wheel in dist/, checked"
 	@echo "make bench      the benchmarks, as ratios measured in one run"
+	@echo "make bench-device  what matters on an accelerator, for the device that JAX finds"
 	@echo "make bench-torchjd  the same work by TorchJD, side by side (installs PyTorch)"
 	@echo "make test-torchjd  agreement with TorchJD"
 	@echo "make docs       the tables and plots that the documents show"
@@ -107,6 +108,10 @@ bench: .venv/.installed-examples
 	$(BIN)/python -m benchmarks.methods --widths 64 512 512 512 512 \
 		--methods "grad_norm, every 10" "lr_annealing, every 10" "ntk, every 10"
 	$(BIN)/python -m benchmarks.instance_wise
+
+# Where JAX for the device is installed in another Python: `python3 -m benchmarks.device`.
+bench-device: .venv/.installed-examples
+	$(BIN)/python -m benchmarks.device
 
 bench-torchjd: .venv/.installed-torchjd
 	$(BIN)/python -m benchmarks.torchjd

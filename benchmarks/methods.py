@@ -14,7 +14,7 @@ import optax
 
 import dtp_jax
 from benchmarks import _models
-from benchmarks._measure import interleaved, table
+from benchmarks._measure import compiled_together, interleaved, table
 from dtp_jax import combine_losses, task_gradients
 
 # The types of optax admit no TaskGradients.
@@ -169,32 +169,37 @@ def rows_of(
     num_tasks: int,
     rounds: int,
     widths: tuple[int, ...] = WIDTHS,
+    workers: int = 1,
 ) -> list[list[str]]:
     """Measures methods side by side."""
     params, batch = setting(num_tasks, widths)
     last = len(widths) - 2
 
-    def ten(step: Any, state: Any) -> Callable[[], Any]:
-        compiled: Any = jax.jit(step).lower(params, state).compile()
-
+    def ten(program: Any, state: Any) -> Callable[[], Any]:
         def run() -> Any:
             carry = (params, state)
             for _ in range(NUM_STEPS):
-                carry = compiled(*carry)[:2]
+                carry = program(*carry)[:2]
             return carry
 
         return run
 
     plain = plain_step(num_tasks, batch)
     start = optax.sgd(1e-2).init(params)
-    functions = {"plain": ten(plain, start), "plain again": ten(plain, start)}
+    steps = {"plain": (plain, start), "plain again": (plain, start)}
     counts = {"plain": flops(plain, params, start)}
     counts["plain again"] = counts["plain"]
     for name in names:
         step, tx = method_step(METHODS[name], num_tasks, batch, last)
-        state = tx.init(params)
-        functions[name] = ten(step, state)
-        counts[name] = flops(step, params, state)
+        steps[name] = (step, tx.init(params))
+        if name in LOSS_DRIVEN:
+            counts[name] = flops(step, params, steps[name][1])
+    jobs = {name: (step, (params, state)) for name, (step, state) in steps.items()}
+    functions = {}
+    for name, found in compiled_together(jobs, workers).items():
+        if isinstance(found, Exception):
+            raise found
+        functions[name] = ten(found[0], steps[name][1])
     times = interleaved(functions, rounds=rounds)
     baseline = (times["plain"] + times["plain again"]) / 2
     return [

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.checks import check_number
+from dtp_jax.solvers._algebra import LIBRARY, Algebra, all_of
 from dtp_jax.solvers._interior_point import interior_point
 
 # Four iterations are usual and a dozen with nearly opposite rows; preferences or norms
@@ -165,7 +166,11 @@ class _Iterate(NamedTuple):
 
 
 def _newton(
-    cosines: jax.Array, scales: jax.Array, members: jax.Array, s: jax.Array
+    cosines: jax.Array,
+    scales: jax.Array,
+    members: jax.Array,
+    s: jax.Array,
+    algebra: Algebra = LIBRARY,
 ) -> _Iterate:
     """Solves ``C x = y`` with ``y = scales (x / scales)^-s`` for the members."""
     eps, smallest = jnp.finfo(scales.dtype).eps, _smallest(scales.dtype)
@@ -179,9 +184,9 @@ def _newton(
     def iterate(state: _Iterate) -> _Iterate:
         x = state.x
         y = jnp.where(members, scales * (x / scales) ** -s, 0)
-        slopes = jnp.matmul(cosines, x, precision="highest")
-        rounding = eps * jnp.matmul(sizes, x, precision="highest")
-        settled = jnp.all(jnp.abs(slopes - y) <= 4 * rounding)
+        slopes = algebra.product(cosines, x)
+        rounding = eps * algebra.product(sizes, x)
+        settled = all_of(jnp.abs(slopes - y) <= 4 * rounding)
 
         squared = jnp.sum(x * slopes)
         shortest = _negligible(jnp.where(members, x, 0))
@@ -200,8 +205,8 @@ def _newton(
         share = jnp.sqrt(x / (x + s * y))
         matrix = share[:, None] * cosines * share[None, :]
         matrix = jnp.where(diagonal, 1 + state.ridge, matrix)
-        factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-        z = linalg.cholesky_solve(factor, share * (y - slopes)) * (share / x)
+        factor = algebra.factor(matrix)
+        z = algebra.solve(factor, share * (y - slopes)) * (share / x)
 
         # An entry that grows takes the step for `x`, one that falls the step for `y`,
         # which is `-s z` relative to `y`. So all stay positive at full length, also
@@ -211,7 +216,7 @@ def _newton(
         new = jnp.maximum(new, smallest)
         change = jnp.max(jnp.abs(new / x - 1)) * jnp.maximum(s, 1)
         # A factorization that broke down is tried again with a larger ridge.
-        good = jnp.all(jnp.isfinite(new))
+        good = all_of(jnp.isfinite(new))
         return _Iterate(
             x=jnp.where(good, new, x),
             change=jnp.where(good, change, jnp.inf),

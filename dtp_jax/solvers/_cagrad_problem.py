@@ -1,5 +1,6 @@
 """The largest worst gain of a task within a ball around the mean gradient."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.checks import check_number
+from dtp_jax.solvers._algebra import LIBRARY, Algebra, all_of
 
 # Some six to ten iterations are usual, and forty the most seen in random draws whose
 # rows spread over twelve decades. What has not settled by this number will not, and the
@@ -183,7 +185,11 @@ class _Iterate(NamedTuple):
 
 
 def _interior_point(
-    cosines: jax.Array, slopes: jax.Array, r: jax.Array, share: jax.Array
+    cosines: jax.Array,
+    slopes: jax.Array,
+    r: jax.Array,
+    share: jax.Array,
+    algebra: Algebra = LIBRARY,
 ) -> _Iterate:
     """Maximizes the level of the gains.
 
@@ -200,7 +206,7 @@ def _interior_point(
     matrix = jnp.where(one, 1 + 4 * eps, cosines)
 
     def product(x: jax.Array) -> jax.Array:
-        return jnp.matmul(matrix, x, precision="highest")
+        return algebra.product(matrix, x)
 
     def missing(state: _Iterate) -> tuple[jax.Array, jax.Array, jax.Array]:
         image = product(state.x)
@@ -225,9 +231,9 @@ def _interior_point(
         apart = y - pull * x
         ratios = slack / y
         diagonal = jnp.where(one, pull * ratios + share * ridge, 0)
-        factor = jnp.linalg.cholesky(share * matrix + diagonal, symmetrize_input=False)
-        columns = linalg.cholesky_solve(factor, jnp.stack([ratios * x, r], axis=1))
-        by_pull, by_level = columns[:, 0], columns[:, 1]
+        factor = algebra.factor(share * matrix + diagonal)
+        by_pull = algebra.solve(factor, ratios * x)
+        by_level = algebra.solve(factor, r)
         a11 = room + pull * jnp.sum(image * by_pull)
         a12 = -pull * jnp.sum(image * by_level)
         a21 = jnp.sum(r * (x - pull * by_pull))
@@ -236,7 +242,7 @@ def _interior_point(
         def newton(lack: jax.Array, ball_lack: jax.Array) -> "_Step":
             # The step that adds what the products lack and removes all errors.
             fixed = ratios * apart + lack / y + excess
-            base = linalg.cholesky_solve(factor, fixed)
+            base = algebra.solve(factor, fixed)
             b1 = ball_lack + pull * (overshoot + jnp.sum(image * base))
             b2 = total + jnp.sum(r * (apart - pull * base))
             determinant = a11 * a22 - a12 * a21
@@ -255,13 +261,17 @@ def _interior_point(
             droom = (ball_lack - room * dpull) / pull
             return _Step(dx, dy, dslack, droom, dpull, dlevel, turn)
 
-        def largest(step: "_Step") -> jax.Array:
-            values = jnp.concatenate([y, slack, jnp.stack([room, pull])])
-            ends = jnp.stack([step.room, step.pull])
-            steps = jnp.concatenate([step.y, step.slack, ends])
+        def to_zero(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+            values, steps = pair
             falling = steps < 0
             steps = jnp.where(falling, -steps, 1)
-            return jnp.min(jnp.where(falling, values / steps, jnp.inf))
+            lengths = jnp.where(falling, values / steps, jnp.inf)
+            return jnp.min(lengths) if lengths.ndim else lengths
+
+        def largest(step: "_Step") -> jax.Array:
+            pairs = [(y, step.y), (slack, step.slack)]
+            pairs += [(room, step.room), (pull, step.pull)]
+            return functools.reduce(jnp.minimum, map(to_zero, pairs))
 
         # A trial step says how far the gap can fall, and how wrong its linear model is
         # (where it is short, less so). A gap that grew may be the start of a cycle: a
@@ -296,7 +306,7 @@ def _interior_point(
         new_pull = jnp.maximum(pull + length * step.pull, 0.9 * norm)
         new_gap = jnp.sum(new_y * new_slack) + share * new_pull * new_room
         # A factorization that broke down is tried again with a larger ridge.
-        good = jnp.isfinite(new_gap) & jnp.all(jnp.isfinite(new_x))
+        good = jnp.isfinite(new_gap) & all_of(jnp.isfinite(new_x))
         new = _Iterate(
             x=new_x,
             y=new_y,

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._core.linalg import cholesky_solve, squared_norm
+from dtp_jax._core.linalg import squared_norm
+from dtp_jax.solvers._algebra import LIBRARY, Algebra
 from dtp_jax.solvers._interior_point import interior_point
 
 # Rounds of pivoting in a row that may fail to reduce the number of wrong signs, and
@@ -274,25 +275,28 @@ def _residual(x: jax.Array, slope: jax.Array) -> jax.Array:
 
 
 def _polished(
-    matrix: jax.Array, linear: jax.Array, x: jax.Array
+    matrix: jax.Array, linear: jax.Array, x: jax.Array, algebra: Algebra = LIBRARY
 ) -> tuple[jax.Array, jax.Array]:
     """Solves once more, exactly, and returns the better of both."""
 
     def residual(x: jax.Array) -> jax.Array:
-        return _residual(x, jnp.matmul(matrix, x, precision="highest") + linear)
+        return _residual(x, algebra.product(matrix, x) + linear)
 
-    solved = _exact(matrix, linear, x)
+    solved = _exact(matrix, linear, x, algebra)
     before, after = residual(x), residual(solved)
     # A singular matrix has no factorization, and `after` is NaN.
     better = after < before
     return jnp.where(better, solved, x), jnp.where(better, after, before)
 
 
-def _exact(matrix: jax.Array, linear: jax.Array, x: jax.Array) -> jax.Array:
+def _exact(
+    matrix: jax.Array, linear: jax.Array, x: jax.Array, algebra: Algebra
+) -> jax.Array:
     """Solves the linear equations of the entries that are not zero at a solution."""
-    slope = jnp.matmul(matrix, x, precision="highest") + linear
+    slope = algebra.product(matrix, x) + linear
     free = x > slope
-    solved = _solved(matrix, linear, jnp.where(free, x, 0), free, 0.0, 2)
+    start = jnp.where(free, x, 0)
+    solved = _solved(matrix, linear, start, free, 0.0, 2, algebra)
     return jnp.maximum(solved, 0)
 
 
@@ -303,6 +307,7 @@ def _solved(
     free: jax.Array,
     ridge: jax.typing.ArrayLike,
     num_corrections: int,
+    algebra: Algebra = LIBRARY,
 ) -> jax.Array:
     """Corrects the free entries of x until their slope is zero, the others being zero.
 
@@ -312,10 +317,10 @@ def _solved(
     one = jnp.eye(x.size, dtype=bool)
     submatrix = jnp.where(free[:, None] & free[None, :] | one, matrix, 0)
     submatrix = submatrix + jnp.where(one, ridge, 0)
-    factor = jnp.linalg.cholesky(submatrix, symmetrize_input=False)
+    factor = algebra.factor(submatrix)
     for _ in range(num_corrections):
-        slope = jnp.matmul(matrix, x, precision="highest") + linear
-        x = x - cholesky_solve(factor, jnp.where(free, slope, 0))
+        slope = algebra.product(matrix, x) + linear
+        x = x - algebra.solve(factor, jnp.where(free, slope, 0))
     return x
 
 
