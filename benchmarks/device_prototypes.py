@@ -1,11 +1,11 @@
-"""Candidates for what runs on a device, side by side. Not for the repository."""
+"""Kernels of the solvers side by side. Not for the repository."""
 
 import argparse
 import concurrent.futures
-import contextlib
 import functools
 import os
 import pathlib
+import statistics
 import sys
 import time
 import traceback
@@ -14,17 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _models
 from benchmarks._measure import interleaved
+from benchmarks.device import rules
 from benchmarks.solvers import correlated, independent
-from dtp_jax import balancers, solvers, task_gradients
-from dtp_jax.solvers import _algebra, _bargaining, _cagrad_problem, _kernel
-from dtp_jax.solvers import _interior_point, _quadratic
+from dtp_jax import balancers
+from dtp_jax.solvers import _bargaining, _cagrad_problem, _kernel, _quadratic
 
-W = _algebra.WRITTEN_OUT
 START = time.perf_counter()
 LOG = []
-PATIENCE = 50.0
+KERNEL_RULES = ("upgrad", "dual_projection", "mgda", "cagrad", "nash_mtl", "fair_grad", "pcd")
 
 
 def say(*words):
@@ -33,435 +31,310 @@ def say(*words):
     LOG.append(line)
 
 
+def error_text(error):
+    return f"{type(error).__name__}: {str(error)[:600]}"
+
+
 def tried(function):
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
+        start = time.perf_counter()
         try:
             return function(*args, **kwargs)
         except BaseException as error:
-            say("FAILED", function.__name__, args[:1], repr(error)[:600])
-            traceback.print_exc(limit=-2)
-            return None
+            say("FAILED", function.__name__, args[:1], error_text(error))
+            traceback.print_exc(limit=-3)
+        finally:
+            say(f"({function.__name__} took {time.perf_counter() - start:.1f} s)")
 
     return wrapped
 
 
-def compile_all(jobs):
-    """From name -> (function, args) to name -> thunk, compiled in parallel."""
+def data(num_tasks, kind=correlated, seed=1):
+    rows = kind(np.random.default_rng(seed), num_tasks)
+    gramian = jnp.asarray(rows @ rows.T, jnp.float32)
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return gramian, jnp.asarray(units @ units.T, jnp.float32)
 
-    def one(item):
-        name, (function, args) = item
+
+def compile_all(jobs, patience=60.0):
+    """Traces one after the other, compiles in threads."""
+    pool = concurrent.futures.ThreadPoolExecutor(16)
+    futures, traced = {}, {}
+    for name, (function, args) in jobs.items():
         try:
             start = time.perf_counter()
             lowered = jax.jit(function).lower(*args)
-            middle = time.perf_counter()
-            program = lowered.compile()
-            end = time.perf_counter()
-            out = jax.block_until_ready(program(*args))
-            return name, (functools.partial(program, *args), out, middle - start, end - middle)
-        except BaseException as error:
-            say("FAILED to compile or run", name, repr(error)[:800])
-            return name, None
+            traced[name] = time.perf_counter() - start
+        except Exception as error:
+            say("FAILED to trace", name, error_text(error))
+            continue
 
-    pool = concurrent.futures.ThreadPoolExecutor(16)
-    futures = {name: pool.submit(one, (name, job)) for name, job in jobs.items()}
-    done, late = concurrent.futures.wait(futures.values(), timeout=PATIENCE)
+        def compiled(lowered=lowered, args=args):
+            start = time.perf_counter()
+            program = lowered.compile()
+            seconds = time.perf_counter() - start
+            return functools.partial(program, *args), seconds, jax.block_until_ready(program(*args))
+
+        futures[name] = pool.submit(compiled)
+    concurrent.futures.wait(futures.values(), timeout=patience)
+    found = {}
     for name, future in futures.items():
-        if future in late:
+        if not future.done():
             future.cancel()
             say("TOO SLOW to compile", name)
-    pool.shutdown(wait=False)
-    found = {name: f.result()[1] for name, f in futures.items() if f in done}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def timed(title, jobs, rounds=9, show=None, reference=None):
-    programs = compile_all(jobs)
-    times = interleaved({n: p[0] for n, p in programs.items()}, rounds=rounds, min_seconds=0.004, max_seconds=6.0)
-    say("==", title)
-    for name, seconds in times.items():
-        extra = show(name, programs[name][1]) if show else ""
-        say(f"   {name:34s} {seconds * 1e3:9.4f} ms   trace {programs[name][2]:.2f} s compile {programs[name][3]:.2f} s {extra}")
-
-
-# ------------------------------------------------------------------ solvers
-def ip(matrix, linear):
-    x, n = _interior_point.interior_point(matrix, -linear, algebra=W)
-    x, r = _quadratic._polished(matrix, linear, x, W)
-    return [x, r, n]
-
-
-def ip_library(matrix, linear):
-    x, n = _interior_point.interior_point(matrix, -linear)
-    x, r = _quadratic._polished(matrix, linear, x)
-    return [x, r, n]
-
-
-def newton(cosines, scales, members, s):
-    end = _bargaining._newton(cosines, scales, members > 0, s[0], W)
-    return [end.x, end.lost.astype(jnp.int32), end.num_iters]
-
-
-def newton_library(cosines, scales, members, s):
-    end = _bargaining._newton(cosines, scales, members > 0, s[0])
-    return [end.x, end.lost.astype(jnp.int32), end.num_iters]
-
-
-def cagrad(cosines, slopes, r, share):
-    end = _cagrad_problem._interior_point(cosines, slopes, r, share[0], W)
-    return [end.x, end.y, end.gap, end.num_iters]
-
-
-def cagrad_library(cosines, slopes, r, share):
-    end = _cagrad_problem._interior_point(cosines, slopes, r, share[0])
-    return [end.x, end.y, end.gap, end.num_iters]
-
-
-def factor_solve(matrix, vector):
-    return [W.solve(W.factor(matrix), vector)]
-
-
-def factor_solve_library(matrix, vector):
-    A = _algebra.LIBRARY
-    return [A.solve(A.factor(matrix), vector)]
-
-
-@contextlib.contextmanager
-def frozen(turns):
-    """Loops of a fixed number of turns, the state frozen when the loop would end."""
-    old = jax.lax.while_loop
-
-    def loop(condition, body, state):
-        def turn(_, state):
-            going = condition(state)
-            new = body(state)
-            return jax.tree.map(lambda a, b: jnp.where(going, a, b), new, state)
-
-        return jax.lax.fori_loop(0, turns, turn, state)
-
-    jax.lax.while_loop = loop
-    try:
-        yield
-    finally:
-        jax.lax.while_loop = old
-
-
-def frozen_version(function, turns):
-    def wrapped(*args):
-        with frozen(turns):
-            return function(*args)
-
-    return wrapped
-
-
-def data(num_tasks, kind=correlated):
-    rows = kind(np.random.default_rng(1), num_tasks)
-    gramian = jnp.asarray(rows @ rows.T, jnp.float32)
-    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    cosines = jnp.asarray(units @ units.T, jnp.float32)
-    return gramian, cosines
-
-
-def kernel(function, num_warps, interpret):
-    return functools.partial(_kernel.in_one_kernel, function, num_warps=num_warps, interpret=interpret)
-
-
-@tried
-def solver_tables(num_tasks, warps, interpret, rounds):
-    gramian, cosines = data(num_tasks)
-    ones, one = jnp.ones(num_tasks), jnp.ones(1)
-    # One projection onto the dual cone, and all T of them.
-    linear = cosines @ ones
-    jobs = {
-        "present dual_projection": (balancers.dual_projection_weights, (gramian,)),
-        "present ip+polish (library)": (ip_library, (cosines, linear)),
-        "present mgda": (balancers.mgda_weights, (gramian,)),
-        "present upgrad": (balancers.upgrad_weights, (gramian,)),
-        "present nash": (balancers.nash_mtl_weights, (gramian,)),
-        "present newton (library)": (newton_library, (cosines, ones, ones, one)),
-        "present cagrad": (balancers.cagrad_weights, (gramian,)),
-        "present config": (balancers.config_weights, (gramian,)),
-        "present imtl_g": (balancers.imtl_g_weights, (gramian,)),
-        "present aligned_mtl": (balancers.aligned_mtl_weights, (gramian,)),
-        "present pcd": (functools.partial(balancers.pcd_weights, primary=0), (gramian,)),
-        "pivot (present, T columns)": (
-            _quadratic.nonnegative_quadratic,
-            (cosines, cosines),
-        ),
-    }
-    slopes = jnp.asarray(cosines @ ones / jnp.sqrt(jnp.sum(cosines)))
-    cagrad_args = (cosines, slopes / 1.5, ones, jnp.full(1, 1 / 3, jnp.float32))
-    for w in warps:
-        jobs[f"kernel {w:2d} warps factor+solve"] = (kernel(factor_solve, w, interpret), (cosines, linear))
-        jobs[f"kernel {w:2d} warps ip+polish"] = (kernel(ip, w, interpret), (cosines, linear))
-        jobs[f"kernel {w:2d} warps ip x T"] = (
-            jax.vmap(kernel(ip, w, interpret), in_axes=(None, 0)),
-            (cosines, cosines),
-        )
-        jobs[f"kernel {w:2d} warps newton"] = (kernel(newton, w, interpret), (cosines, ones, ones, one))
-        jobs[f"kernel {w:2d} warps cagrad"] = (kernel(cagrad, w, interpret), cagrad_args)
-    jobs["library cagrad"] = (cagrad_library, cagrad_args)
-    jobs["library factor+solve"] = (factor_solve_library, (cosines, linear))
-    if num_tasks <= 32:
-        jobs["written-out factor+solve"] = (factor_solve, (cosines, linear))
-        jobs["frozen 12 turns ip (library)"] = (frozen_version(ip_library, 12), (cosines, linear))
-        if num_tasks <= 8:
-            jobs["frozen 12 turns ip (written out)"] = (frozen_version(ip, 12), (cosines, linear))
-
-    def show(name, out):
-        if "ip" in name.split() or "ip+polish" in name:
-            x, r, n = (np.asarray(v) for v in out)
-            return f"residual {r.max():.1e} iterations {n.max()} sum {x.sum():.6f}"
-        if "newton" in name:
-            return f"iterations {int(out[2])} sum {float(out[0].sum()):.6f}"
-        if name.startswith(("kernel", "library")) and "cagrad" in name:
-            return f"iterations {int(out[3])} gap {float(out[2]):.1e} sum {float(out[0].sum()):.6f}"
-        if "factor" in name:
-            missed = np.abs(np.asarray(cosines) @ np.asarray(out[0]) - np.asarray(linear)).max()
-            return f"missed {missed:.1e}"
-        return ""
-
-    timed(f"T = {num_tasks}", jobs, rounds, show)
-
-
-@tried
-def small_costs(rounds):
-    x, matrix = jnp.ones(8), jnp.eye(32) * 2
-    turns = jnp.asarray(32, jnp.int32)
-
-    def body(_, x):
-        return jnp.cos(x) * jnp.sum(x)
-
-    def fixed(x):
-        return jax.lax.fori_loop(0, 32, body, x)
-
-    def counted(x, turns):
-        return jax.lax.fori_loop(0, turns, body, x)
-
-    def one(x):
-        return body(0, x)
-
-    def unrolled(x):
-        for _ in range(32):
-            x = body(0, x)
-        return x
-
-    def conditional(x):
-        return jax.lax.cond(x[0] > 0, lambda x: x + 1, lambda x: x * 2, x)
-
-    def factor(matrix):
-        return jnp.linalg.cholesky(matrix, symmetrize_input=False)
-
-    def solve(matrix, x):
-        return jax.lax.linalg.triangular_solve(matrix, x, left_side=True, lower=True)
-
-    wide = jnp.ones((32, 1))
-    E = jax.lax.linalg.EighImplementation
-    jobs = {
-        "one reduction": (one, (x,)),
-        "32 turns, count known": (fixed, (x,)),
-        "32 turns, count read": (counted, (x, turns)),
-        "32 turns, unrolled": (unrolled, (x,)),
-        "cond": (conditional, (x,)),
-        "cholesky 32": (factor, (matrix,)),
-        "triangular_solve 32": (solve, (matrix, wide)),
-        "matmul 32": (lambda m: jnp.matmul(m, m, precision="highest"), (matrix,)),
-    }
-    for size in (8, 32, 128):
-        gramian, _ = data(size)
-        for name in ("QR", "JACOBI"):
-            how = getattr(E, name, None)
-            if how is not None:
-                jobs[f"eigh {size} {name}"] = (
-                    functools.partial(jax.lax.linalg.eigh, symmetrize_input=False, implementation=how),
-                    (gramian,),
-                )
-        jobs[f"eigh {size} default"] = (functools.partial(jax.lax.linalg.eigh, symmetrize_input=False), (gramian,))
-    timed("small costs", jobs, rounds)
-
-
-# ------------------------------------------------------------------ Gramian
-def chunked(losses_fn, shared, chunk):
-    """One-hot cotangents, a chunk at a time."""
-
-    def gradient(params, batch):
-        trunk = params["trunk"]
-        losses, pull = jax.vjp(lambda t: losses_fn(params | {"trunk": t}, batch), trunk)
-        names = list(losses)
-        units = jnp.eye(len(names))
-
-        def row(unit):
-            return pull(dict(zip(names, unit, strict=True)))[0]
-
-        rows = jax.lax.map(row, units, batch_size=chunk)
-        gramian = sum(
-            jnp.tensordot(r.reshape(len(names), -1), r.reshape(len(names), -1), ((1,), (1,)), precision="highest")
-            for r in jax.tree.leaves(rows)
-        )
-        weights = dict(zip(names, 1 / jnp.sqrt(jnp.diagonal(gramian)), strict=True))
-        return jax.grad(lambda p: sum(weights[n] * v for n, v in losses_fn(p, batch).items()))(params)
-
-    return gradient
-
-
-def split(chunk, precision="highest", combine="pull"):
-    """Heads one by one, the trunk a chunk of tasks at a time."""
-
-    def trunk_fn(trunk, x):
-        for layer in trunk:
-            x = jax.nn.relu(x @ layer["w"] + layer["b"])
-        return x
-
-    def head_loss(head, hidden, labels):
-        logits = hidden @ head["w"] + head["b"]
-        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
-        return -jnp.mean(log_p)
-
-    def gradient(params, batch):
-        hidden, pull = jax.vjp(lambda t: trunk_fn(t, batch["x"]), params["trunk"])
-        names = list(params["heads"])
-        found = [jax.grad(head_loss, argnums=(0, 1))(params["heads"][n], hidden, batch["y"][n]) for n in names]
-        cotangents = jnp.stack([f[1] for f in found])
-
-        def row(cotangent):
-            return pull(cotangent)[0]
-
-        rows = jax.vmap(row)(cotangents) if chunk == 0 else jax.lax.map(row, cotangents, batch_size=chunk)
-        flat = [r.reshape(len(names), -1) for r in jax.tree.leaves(rows)]
-        gramian = sum(jnp.tensordot(r, r, ((1,), (1,)), precision=precision) for r in flat)
-        weights = 1 / jnp.sqrt(jnp.diagonal(gramian))
-        if combine == "pull":
-            trunk = row(jnp.tensordot(weights, cotangents, 1))
+        elif future.exception() is not None:
+            say("FAILED to compile or run", name, error_text(future.exception()))
         else:
-            trunk = jax.tree.map(lambda r: jnp.tensordot(weights, r, 1, precision="highest"), rows)
-        heads = {n: jax.tree.map(lambda g, w=w: w * g, f[0]) for n, f, w in zip(names, found, weights, strict=True)}
-        return {"trunk": trunk, "heads": heads}
-
-    return gradient
+            call, seconds, out = future.result()
+            found[name] = call, out, f"trace {traced[name]:.2f} s compile {seconds:.2f} s"
+    pool.shutdown(wait=False)
+    return found
 
 
 @tried
-def gramian_table(name, widths, size, num_tasks, ways, rounds):
-    params = _models.init(num_tasks, widths)
-    batch = _models.batch(num_tasks, widths[0], size)
+def rule_table(num_tasks, rounds, kinds=(correlated, independent)):
+    """The rules as users call them, on the device and on its host."""
+    host = jax.devices("cpu")[0]
+    jobs = {}
+    for name in KERNEL_RULES:
+        for kind in kinds:
+            gramian, _ = data(num_tasks, kind)
+            jobs[f"device {name} {kind.__name__}"] = (rules()[name], (gramian,))
+            there = jax.device_put(np.asarray(gramian), host)
+            jobs[f"host {name} {kind.__name__}"] = (rules()[name], (there,))
+    # What takes the same shapes compiles once.
+    by_rule = {n: j for n, j in jobs.items() if n.endswith(kinds[0].__name__)}
+    programs = compile_all(by_rule)
+    calls, outs, notes = {}, {}, {}
+    for name, (function, args) in jobs.items():
+        place, rule, _ = name.split()
+        base = f"{place} {rule} {kinds[0].__name__}"
+        if base in programs:
+            program = programs[base][0].func
+            calls[name] = functools.partial(program, *args)
+            outs[name] = np.asarray(calls[name]())
+            notes[name] = programs[base][2]
+    times = interleaved(calls, rounds=rounds, min_seconds=0.004, max_seconds=2.5)
+    say("== rules, T =", num_tasks)
+    for name, seconds in times.items():
+        if name.startswith("host"):
+            continue
+        other = name.replace("device", "host")
+        line = f"   {name:40s} {seconds * 1e3:8.4f} ms"
+        if other in outs:
+            a, b = outs[name], outs[other]
+            off = np.max(np.abs(a - b)) / np.max(np.abs(b))
+            line += f"   host {times[other] * 1e3:8.4f} ms   off by {off:.1e}"
+        say(line, "  ", notes[name])
 
-    def losses_fn(params, batch):
-        return _models.losses_and_kpis(params, batch)[0]
 
-    def plain(params, batch):
-        return jax.grad(lambda p: sum(losses_fn(p, batch).values()))(params)
+def one(matrix, linear, *, algebra):
+    return [*_quadratic._one(matrix, linear, algebra=algebra)]
 
-    def way(mode):
-        make = task_gradients(losses_fn, shared={"trunk": True, "heads": False}, gramian=mode)
 
-        def gradient(params, batch):
-            gradients = make(params, batch)
-            return gradients.combine(1 / jnp.sqrt(jnp.diagonal(gradients.gramian())))
+def newton(cosines, scales, members, s, *, algebra):
+    end = _bargaining._newton(cosines, scales, members, s, algebra)
+    return [end.x, end.lost, end.num_iters]
 
-        return gradient
 
-    def gram_only(precision):
-        def product(rows):
-            return jnp.tensordot(rows, rows, ((1,), (1,)), precision=precision)
+def factor_only(matrix, vector, *, algebra):
+    return [algebra.solve(algebra.factor(matrix), vector)]
 
-        return product
 
-    def trunk_pass(params, batch):
-        # A backward pass of the trunk alone, and its forward pass.
-        def trunk(trunk):
-            x = batch["x"]
-            for layer in trunk:
-                x = jax.nn.relu(x @ layer["w"] + layer["b"])
-            return jnp.sum(x)
+def product_only(matrix, vector, *, algebra):
+    return [algebra.product(matrix, vector)]
 
-        return jax.grad(trunk)(params["trunk"])
 
-    count = sum(leaf.size for leaf in jax.tree.leaves(params["trunk"]))
-    rows = jax.random.normal(jax.random.key(0), (num_tasks, min(count, 2**25)))
-    builders = {
-        "plain": plain,
-        "trunk pass": trunk_pass,
-        "present switch": way("switch"),
-        "present vmap": way("vmap"),
-        "present map": way("map"),
-        "one-hot chunk 4": chunked(losses_fn, None, 4),
-        "one-hot chunk 8": chunked(losses_fn, None, 8),
-        "one-hot chunk 20": chunked(losses_fn, None, 20),
-        "split map": split(1),
-        "split chunk 4": split(4),
-        "split chunk 8": split(8),
-        "split chunk 8, kept": split(8, combine="kept"),
-        "split chunk 8, high": split(8, precision="high"),
-        "split chunk 20": split(20),
-        "split all": split(0),
-        "split all, high": split(0, precision="high"),
+@tried
+def warps_table(num_tasks, warps, rounds):
+    """The kernels alone with several numbers of warps."""
+    _, cosines = data(num_tasks)
+    ones, linear = jnp.ones(num_tasks), cosines @ jnp.ones(num_tasks)
+    slopes = jnp.asarray(cosines @ ones / jnp.sqrt(jnp.sum(cosines)))
+    cores = {
+        "product": (product_only, (cosines, linear)),
+        "factor+solve": (factor_only, (cosines, linear)),
+        "dual": (one, (cosines, linear)),
+        "newton": (newton, (cosines, ones, ones > 0, jnp.asarray(1.0))),
+        "cagrad": (
+            _cagrad_problem._interior_point,
+            (cosines, slopes / 1.5, ones, jnp.asarray(1 / 3, jnp.float32)),
+        ),
+        "dual x T": (one, (cosines, cosines)),
     }
-    jobs = {way: (builders[way], (params, batch)) for way in ways}
-    for precision in ("highest", "high", "default"):
-        jobs[f"gram product {rows.shape} {precision}"] = (gram_only(precision), (rows,))
-    programs = {}
-    for way, value in compile_all(jobs).items():
-        programs[way] = value[0]
-        out = None
-        del out
-        say(f"   {way}: compile {value[3]:.1f} s")
-    times = interleaved(programs, rounds=rounds, min_seconds=0.01, max_seconds=8.0)
-    say("==", name, "T =", num_tasks, "parameters of the trunk", count)
-    for way, seconds in times.items():
-        say(f"   {way:34s} {seconds * 1e3:9.3f} ms   / plain {seconds / times.get('plain', np.nan):.2f}")
+    jobs = {}
+    for w in warps:
+        for name, (core, args) in cores.items():
+            kernel = functools.partial(_kernel.in_one_kernel, core, num_warps=w)
+            if name == "dual x T":
+                kernel = jax.vmap(kernel, in_axes=(None, 0))
+            jobs[f"{name} {w:2d} warps"] = (kernel, args)
+    programs = compile_all(jobs)
+    times = interleaved({n: p[0] for n, p in programs.items()}, rounds=rounds, min_seconds=0.004, max_seconds=2.5)
+    say("== kernels alone, T =", num_tasks)
+    for name in sorted(times):
+        out = programs[name][1]
+        extra = ""
+        if name.startswith("dual"):
+            extra = f"residual {float(jnp.max(out[1])):.1e}"
+        elif not name.startswith(("factor", "product")):
+            extra = f"iterations {int(out[-1])}"
+        say(f"   {name:30s} {times[name] * 1e3:8.4f} ms   {programs[name][2]} {extra}")
+
+
+def clock(call, count=30):
+    found = []
+    for _ in range(count):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        found.append((time.perf_counter() - start) * 1e3)
+    shown = " ".join(f"{x:.2f}" for x in found[:8])
+    return f"median {statistics.median(found):.3f} ms, min {min(found):.3f}, max {max(found):.3f}, first {shown}"
+
+
+@tried
+def slow_loops(num_tasks):
+    """Where 18 ms come from in the loops of the present programs."""
+    gramian, cosines = data(num_tasks)
+    exact = np.asarray(cosines, np.float64) @ np.asarray(cosines, np.float64)
+    found = jax.jit(lambda c: jnp.matmul(c, c, precision="highest"))(cosines)
+    say(f"== loops, T = {num_tasks}; product off by {np.max(np.abs(np.asarray(found) - exact)):.1e}")
+    end = jax.jit(_quadratic._pivot)(cosines, cosines)
+    say(f"   iterations {int(end.num_iters)} done {int(end.done.sum())} finite {bool(jnp.all(jnp.isfinite(end.x)))}"
+        f" residual {float(end.residual.max()):.1e} patience {end.patience[:6].tolist()}")
+
+    def pivot(c):
+        end = _quadratic._pivot(c, c)
+        return end.x, end.num_iters
+
+    pcd = functools.partial(balancers.pcd_weights, primary=0)
+    for name, function, arg in (
+        ("pivot", pivot, cosines),
+        ("pcd", pcd, gramian),
+        ("dual_projection", balancers.dual_projection_weights, gramian),
+    ):
+        lowered = jax.jit(function).lower(arg)
+        for title, options in (
+            ("default", None),
+            ("no command buffers", {"xla_gpu_enable_command_buffer": ""}),
+            ("no while in buffers", {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUDNN"}),
+        ):
+            try:
+                program = lowered.compile(compiler_options=options)
+            except Exception as error:
+                say(f"   {name} {title}: {error_text(error)}")
+                continue
+            same = clock(lambda: program(arg))
+            kept = []
+
+            def fresh():
+                # New places in memory for the argument and the answer, every time.
+                kept.append(program(arg + 0))
+                return kept[-1]
+
+            say(f"   {name} {title}: same place {same}")
+            say(f"   {name} {title}: new places {clock(fresh)}")
+
+
+@tried
+def robust(num_tasks):
+    """Kernels under what users do with functions."""
+    gramian, _ = data(num_tasks)
+    host = jax.devices("cpu")[0]
+    three = jnp.stack([gramian, 2 * gramian, data(num_tasks, independent)[0]])
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    for name in ("upgrad", "cagrad"):
+        rule = rules()[name]
+        wanted = np.asarray(jax.jit(rule)(jax.device_put(np.asarray(gramian), host)))
+
+        def off(found, wanted=wanted):
+            return f"off by {np.max(np.abs(np.asarray(found) - wanted)) / np.max(np.abs(wanted)):.1e}"
+
+        def mapped(rule=rule):
+            return jax.jit(jax.vmap(rule))(three)[0]
+
+        def sharded(check, rule=rule):
+            inner = jax.shard_map(lambda g: rule(jax.lax.pmean(g[0], "data")), mesh=mesh,
+                                  in_specs=jax.P("data"), out_specs=jax.P(), check_vma=check)
+            return jax.jit(inner)(gramian[None])
+
+        def scanned(rule=rule):
+            def body(carry, g):
+                return carry + rule(g), None
+
+            return jax.jit(lambda gs: jax.lax.scan(body, jnp.zeros(num_tasks), gs)[0])(jnp.stack([gramian] * 4)) / 4
+
+        def differentiated(rule=rule):
+            return jax.jit(jax.value_and_grad(lambda g: jnp.sum(rule(g) * jnp.arange(num_tasks)), argnums=0))(gramian)[1][0] * 0 + wanted
+
+        def exported(rule=rule):
+            program = jax.export.export(jax.jit(rule))(gramian)
+            return program.call(gramian)
+
+        def both(rule=rule):
+            program = jax.export.export(jax.jit(rule), platforms=("cpu", "cuda"))(gramian)
+            return program.call(gramian)
+
+        def eager(rule=rule):
+            return rule(gramian)
+
+        cases = {"eager": eager, "vmap": mapped, "shard_map, checked": lambda: sharded(True),
+                 "shard_map, unchecked": lambda: sharded(False), "scan": scanned, "grad": differentiated,
+                 "export": exported, "export for two": both}
+        for case, call in cases.items():
+            if name != "upgrad" and case not in ("vmap", "shard_map, checked"):
+                continue
+            try:
+                say(f"   {name}, {case}: {off(call())}")
+            except Exception as error:
+                say(f"   {name}, {case}: FAILED {error_text(error)}")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser()
-    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--kernels-only", action="store_true")
     parser.add_argument("--out", default=None)
-    parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--seconds", type=float, default=85.0)
+    parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args(argv)
-    say(jax.__version__, jax.devices())
-    interpret = jax.default_backend() == "cpu"
-    rounds = 3 if args.short else 9
-
-    def save():
-        if args.out:
-            path = pathlib.Path(args.out) / "prototypes.txt"
-            path.write_text("\n".join(LOG))
-
-    small, wide = ((64, 512, 512), 256), ((1024, 4096, 4096), 2048)
-    if args.short:
-        small, wide = ((16, 32, 32), 8), ((16, 32, 32), 8)
-    many = 4 if args.short else 40
-    ways = ["plain", "trunk pass", "present switch", "present vmap", "one-hot chunk 8",
-            "split map", "split chunk 4", "split chunk 8", "split chunk 8, kept",
-            "split chunk 20", "split all"]  # fmt: skip
-    wide_ways = ["plain", "trunk pass", "present switch", "one-hot chunk 4", "split map",
-                 "split chunk 4", "split chunk 8", "split chunk 8, high", "split chunk 20"]  # fmt: skip
+    say(jax.__version__, jax.devices(), "kernels", _kernel.available())
     parts = [
-        lambda: solver_tables(8, (1, 2, 4), interpret, rounds),
-        lambda: solver_tables(32, (1, 2, 4, 8), interpret, rounds),
-        lambda: gramian_table("small net", *small, many, ways, 5),
-        lambda: gramian_table("wide net", *wide, many, wide_ways, 3),
-        lambda: solver_tables(128, (8, 16), interpret, 5),
-        lambda: small_costs(rounds),
-        lambda: solver_tables(2, (1,), interpret, rounds),
+        lambda: rule_table(32, 9),
+        lambda: rule_table(8, 9),
+        lambda: slow_loops_off(2),
+        lambda: warps_table(32, (1, 2, 4), 7),
+        lambda: robust(5),
+        lambda: rule_table(2, 7),
+        lambda: rule_table(128, 5),
+        lambda: warps_table(128, (4, 8, 16), 5),
+        lambda: warps_table(64, (2, 4, 8), 5),
+        lambda: slow_loops_off(32),
     ]
-    if args.short:
-        parts = [
-            lambda: solver_tables(4, (1,), interpret, 1),
-            lambda: small_costs(1),
-            lambda: gramian_table("small net", *small, many, ways, 1),
-            lambda: gramian_table("wide net", *wide, many, wide_ways, 1),
-        ]
+    if args.tiny:
+        parts = [lambda: rule_table(3, 1), lambda: warps_table(4, (1,), 1), lambda: slow_loops_off(2), lambda: robust(3)]
     for part in parts:
         if time.perf_counter() - START > args.seconds:
             say("out of time")
             break
         part()
-        save()
+        if args.out:
+            (pathlib.Path(args.out) / "kernels.txt").write_text("\n".join(LOG))
     say("done")
-    save()
-    # A compilation that is still at work must not keep the process.
     sys.stdout.flush()
+    # A compilation that is still at work must not keep the process.
     os._exit(0)
+
+
+def slow_loops_off(num_tasks):
+    """`slow_loops` without kernels."""
+    available, _kernel.available = _kernel.available, lambda: False
+    jax.clear_caches()
+    try:
+        slow_loops(num_tasks)
+    finally:
+        _kernel.available = available
+        jax.clear_caches()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.checks import check_number
-from dtp_jax.solvers._algebra import LIBRARY, Algebra, all_of
+from dtp_jax.solvers._algebra import Algebra, all_of
+from dtp_jax.solvers._kernel import by_platform
 
 # Some six to ten iterations are usual, and forty the most seen in random draws whose
 # rows spread over twelve decades. What has not settled by this number will not, and the
@@ -134,8 +135,12 @@ def _solve(
     r = jnp.where(jnp.any(members), r, 1)
 
     radius = jnp.maximum(c, _MIN_RADIUS)
-    end = _interior_point(cosines, slopes / (1 + radius), r, radius / (1 + radius))
-    x, y = _trimmed(end.x, members), _trimmed(end.y, members)
+    x, y, level, num_iters = by_platform(
+        _interior_point,
+        (cosines, slopes / (1 + radius), r, radius / (1 + radius)),
+        (None, 1, 0, 0),
+    )
+    x, y = _trimmed(x, members), _trimmed(y, members)
     y = y / linalg.positive(jnp.sum(y))
     weights = y * r
     weights = jnp.where(
@@ -146,7 +151,7 @@ def _solve(
     change = (((c * size) * scale) * x) * inverse * largest
 
     turn = jnp.matmul(cosines, x, precision="highest")
-    gains = slopes + radius * turn - (1 + radius) * end.level * r
+    gains = slopes + radius * turn - (1 + radius) * level * r
     norm = jnp.sqrt(jnp.maximum(jnp.sum(x * turn), 0))
     both = linalg.squared_norm(cosines, y)
     distance = jnp.sqrt(jnp.maximum(both, 0)) - jnp.sum(y * turn)
@@ -159,7 +164,7 @@ def _solve(
     # Without a mean there is no ball, and nothing to miss.
     sizes = jnp.sum(mean) + radius * size * jnp.sum(jnp.abs(x))
     residual = size * jnp.max(jnp.stack(missing)) / linalg.positive(sizes)
-    return CagradPoint(weights, change, residual), end.num_iters
+    return CagradPoint(weights, change, residual), num_iters
 
 
 def _trimmed(values: jax.Array, members: jax.Array) -> jax.Array:
@@ -189,8 +194,9 @@ def _interior_point(
     slopes: jax.Array,
     r: jax.Array,
     share: jax.Array,
-    algebra: Algebra = LIBRARY,
-) -> _Iterate:
+    *,
+    algebra: Algebra,
+) -> list[jax.Array]:
     """Maximizes the level of the gains.
 
     That is the largest ``level`` with ``slopes + share C x >= level r`` and ``x' C x <=
@@ -282,7 +288,8 @@ def _interior_point(
         after = jnp.sum((y + length * trial.y) * (slack + length * trial.slack))
         ball = (pull + length * trial.pull) * (room + length * trial.room)
         after = (after + share * ball) / (num_tasks + 1)
-        ratio = jnp.maximum((after / mean) ** 3, jnp.where(gap > last_gap, 0.3, 0))
+        smallest = jnp.where(gap > last_gap, jnp.full_like(mean, 0.3), 0)
+        ratio = jnp.maximum((after / mean) ** 3, smallest)
         # The floor keeps what tends to zero from underflowing.
         centre = jnp.maximum(ratio * mean, eps**2 * jnp.sum(y) / num_tasks)
         step = newton(
@@ -353,7 +360,7 @@ def _interior_point(
     exact = end.y / end.pull
     close = jnp.abs(end.x - exact) <= 32 * eps * jnp.sum(exact)
     tail = close & (exact < end.slack)
-    return end._replace(x=jnp.where(tail, exact, end.x))
+    return [jnp.where(tail, exact, end.x), end.y, end.level, end.num_iters]
 
 
 class _Step(NamedTuple):

@@ -41,6 +41,7 @@ def interior_point(
         linear: ``c``, ``[T]``, in the range of ``A``.
         start: The entries of ``x`` at the start.
         smallest_size: Of ``sum(x)``, to which all tolerances are relative.
+        algebra: How products and equations of the matrices are computed.
 
     Returns:
         The solution, whose entries of zero are small positive numbers, and the number
@@ -86,7 +87,8 @@ def interior_point(
         step = jnp.minimum(_to_boundary(x, y, dx, dy), 1)
         mean = jnp.mean(x * y)
         after = jnp.mean((x + step * dx) * (y + step * dy))
-        smallest = jnp.where(state.gap > state.last_gap, 0.3, 0)
+        circling = state.gap > state.last_gap
+        smallest = jnp.where(circling, jnp.full_like(mean, 0.3), 0)
         ratio = jnp.maximum((after / mean) ** 3, smallest)
         # The floor keeps what tends to zero from underflowing.
         centre = jnp.maximum(ratio * mean, eps**2)
