@@ -4,13 +4,14 @@ BIN := .venv/bin
 # 25.1 is the first that installs dependency groups; 26 is the newest that was tried.
 PIP_RANGE := pip>=25.1,<27
 
-.PHONY: help demo dtp-study multi-mnist find-digit toys physics test test-slow test-newest lint format hooks build bench bench-device bench-torchjd test-torchjd docs clean
+.PHONY: help demo dtp-study multi-mnist find-digit toys physics test test-slow test-device test-newest lint format hooks build bench bench-device bench-torchjd test-torchjd docs clean
 help:
 	@echo "make demo       two-digit demo: tables and plots in outputs/ (some 10 minutes)"
 	@echo "make dtp-study  what each setting of prioritization does (about an hour)"
 	@echo "make multi-mnist, find-digit, toys, physics: further examples (under 5 minutes each)"
 	@echo "make test       the test suite (under 8 minutes on 2 cores)"
 	@echo "make test-slow  the longer checks"
+	@echo "make test-device  the numeric tests on the device that JAX finds"
 	@echo "make test-newest  the test suite with the newest jax, optax and flax, whatever the ranges"
 	@echo "make lint       ruff and pyright;  make format rewrites the files"
 	@echo "make hooks      ruff before every commit"
@@ -59,6 +60,18 @@ test: .venv/.installed-test
 test-slow: .venv/.installed-test
 	# With the optimizations of the compiler that users get.
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest -n 2 -m slow
+
+# What computes something, on whatever platform JAX finds; tests that want eight devices are
+# skipped where there are fewer. Several processes share the memory of one device. Where JAX
+# for the device is installed in another Python: `make test-device DEVICE_PYTHON=python3`.
+DEVICE_PYTHON ?= $(BIN)/python
+DEVICE_WORKERS ?= 2
+DEVICE_TESTS := tests/solvers tests/core tests/gradients tests/links tests/balancers \
+	tests/combiners tests/test_contract.py tests/test_combiners_contract.py \
+	tests/test_export.py
+test-device: $(if $(filter $(BIN)/python,$(DEVICE_PYTHON)),.venv/.installed-test)
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(DEVICE_PYTHON) -m pytest -n $(DEVICE_WORKERS) \
+		--dist loadgroup $(DEVICE_TESTS)
 
 # Tells early what the next release of a dependency breaks. The ranges of pyproject.toml are
 # left behind, so the stamps go first: the next target brings back what fits the ranges.

@@ -263,7 +263,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="one round of tiny sizes")
-    parser.add_argument("--seconds", type=float, default=220.0, help="start no table later")
+    parser.add_argument(
+        "--seconds", type=float, default=220.0, help="start no table later"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="a folder for device.md")
     args = parser.parse_args(argv)
@@ -290,7 +292,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"({time.perf_counter() - began:.0f} s)\n", flush=True)
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
-        show(f"Peak memory of all of this: {stats['peak_bytes_in_use'] / 2**30:.1f} GiB")
+        show(
+            f"Peak memory of all of this: {stats['peak_bytes_in_use'] / 2**30:.1f} GiB"
+        )
     show(f"{time.perf_counter() - start:.0f} s in all")
 
 

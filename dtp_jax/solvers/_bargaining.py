@@ -272,9 +272,9 @@ def _unless_stationary(
     matrix = jnp.where(jnp.eye(members.size, dtype=bool), 1, cosines) + 1
     linear = jnp.where(members, jnp.ones_like(norms), -1)
     level = 1 / members.size
-    x = interior_point(
+    x, _ = interior_point(
         matrix, linear, start=level, smallest_size=0.5, algebra=algebra
-    )[0]
+    )
     # What is lost in the rounding of the sum stands for zero, which the method never
     # reaches.
     x = jnp.where(members & (x > jnp.finfo(x.dtype).eps / 16 * jnp.sum(x)), x, 0)

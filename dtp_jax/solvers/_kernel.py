@@ -19,8 +19,8 @@ _MAX_SIZE = 128
 # What the instructions of the kernels ask for. All that is older takes the library.
 _MIN_COMPUTE_CAPABILITY = 8.0
 
-# By the size of the matrices; 1 for smaller ones.
-_NUM_WARPS = {64: 4, 128: 16}
+# By the size of the matrices, as an H200 was fastest; 1 for smaller ones.
+_NUM_WARPS = {32: 4, 64: 4, 128: 8}
 
 
 class Solver(Protocol):
@@ -156,9 +156,7 @@ def _pad(x: jax.Array, fill: float | None, size: int) -> jax.Array:
     return padded
 
 
-def in_one_kernel(
-    solver: Solver, *args: jax.Array, num_warps: int
-) -> list[jax.Array]:
+def in_one_kernel(solver: Solver, *args: jax.Array, num_warps: int) -> list[jax.Array]:
     """Runs a solver as one kernel.
 
     Args:

@@ -49,7 +49,9 @@ def softened_quadratic(matrix: jax.Array, linear: jax.Array) -> jax.Array:
     return by_platform(_solve, (matrix, linear), (None, 1))[0]
 
 
-def _solve(matrix: jax.Array, linear: jax.Array, *, algebra: Algebra) -> list[jax.Array]:
+def _solve(
+    matrix: jax.Array, linear: jax.Array, *, algebra: Algebra
+) -> list[jax.Array]:
     eps = jnp.finfo(linear.dtype).eps
     one = jnp.eye(linear.size, dtype=matrix.dtype)
 
@@ -111,9 +113,7 @@ def _settled(
 
     def iterate(state: _Round) -> _Round:
         x = jnp.where(state.free, state.x, 0)
-        solved = solved_exactly(
-            matrix, linear, x, state.free, ridge, 3, algebra
-        )
+        solved = solved_exactly(matrix, linear, x, state.free, ridge, 3, algebra)
         free = jnp.where(state.free, solved > 0, slope(solved) < 0)
         solved = jnp.maximum(solved, 0)
         found = violation(solved)

@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 
 from dtp_jax import TaskGradients, feature_task_gradients, task_gradients
 from dtp_jax.gradients import GramianMode, cross_gramian, shared_rows
-from tests import toys
+from tests import devices, toys
 
 MODES = get_args(GramianMode)
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -308,7 +308,7 @@ def step(params: Any, x: jax.Array, mode: Any = "auto") -> Any:
 @pytest.mark.parametrize("mode", ["auto", "switch"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_the_same_gradient_on_eight_devices(kind: AxisType, mode: str) -> None:
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    mesh = devices.mesh("data", kind)
     x = jax.random.normal(jax.random.key(1), (64, 5))
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
     params = jax.device_put(PARAMS, jax.NamedSharding(mesh, jax.P()))
@@ -320,7 +320,7 @@ def test_the_same_gradient_on_eight_devices(kind: AxisType, mode: str) -> None:
 
 
 def test_stacked_gradients_sharded_on_a_later_axis() -> None:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    mesh = devices.mesh("x", AxisType.Explicit)
     rows = jnp.arange(2 * 4 * 16.0).reshape(2, 4, 16)
     sharded = jax.device_put(rows, jax.NamedSharding(mesh, jax.P(None, None, "x")))
 
@@ -337,7 +337,7 @@ def test_stacked_gradients_sharded_on_a_later_axis() -> None:
 @pytest.mark.parametrize("mode", ["auto", "switch"])
 def test_combine_inside_shard_map(mode: Any) -> None:
     # The gradient is that of the device's own batch; its mean is the global one.
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = devices.mesh("data")
     x = jax.random.normal(jax.random.key(1), (64, 5))
 
     def local(params: Any, x: jax.Array) -> Any:
