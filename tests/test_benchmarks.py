@@ -18,7 +18,7 @@ def test_dtp_step_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_way_of_the_gramian_is_measured() -> None:
     ways = [row[0] for row in gramian.rows_of(2, rounds=1)]
-    assert ways == ["plain", "unrolled", "switch", "vmap", "map", "columns"]
+    assert ways == ["plain", "unrolled", "switch", "vmap", "chunks", "map", "columns"]
 
 
 def test_features_and_solvers_are_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def test_sums_and_columns_of_given_gradients_are_exact() -> None:
     np.testing.assert_allclose(column, GRAMIAN @ weights, rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["unrolled", "switch", "vmap", "map"])
+@pytest.mark.parametrize("mode", ["unrolled", "switch", "vmap", "chunks", "map"])
 def test_a_gramian_in_bfloat16_is_summed_in_float32(mode: str) -> None:
     given = np.random.default_rng(1).integers(-15, 16, (4, 3, 700))
     rows = jnp.asarray(given, jnp.bfloat16)

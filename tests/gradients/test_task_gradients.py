@@ -7,7 +7,12 @@ import pytest
 from jax.sharding import AxisType
 
 from dtp_jax import TaskGradients, feature_task_gradients, task_gradients
-from dtp_jax.gradients import GramianMode, cross_gramian, shared_rows
+from dtp_jax.gradients import (
+    GramianMode,
+    _linearized,
+    cross_gramian,
+    shared_rows,
+)
 from tests import devices, toys
 
 MODES = get_args(GramianMode)
@@ -466,3 +471,51 @@ def test_products_of_batches_that_do_not_fit() -> None:
     )(jnp.array(1.0), 2.0)
     with pytest.raises(ValueError, match="features differ from batch to batch"):
         cross_gramian(at_features, at_features)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_chunks_are_as_large_as_their_memory_allows(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(leaves: list[jax.Array]) -> list[jax.Array]:
+        shapes.append(leaves[0].shape)
+        return leaves
+
+    gradients = task_gradients(losses_fn, gramian="chunks")(PARAMS, X)
+    linear_map: Any = gradients._map
+    held = [*jax.tree.leaves(linear_map.jvp), *linear_map.param_types]
+    of_task = sum(leaf.size * leaf.dtype.itemsize for leaf in held)
+    monkeypatch.setattr(_linearized, "_CHUNK_BYTES", size * of_task)
+    shapes: list[Any] = []
+    program = str(jax.make_jaxpr(lambda: linear_map.each(rows))())
+    # Two at a time, the third is left over.
+    assert ("scan" in program) == (size < 3)
+    assert len(shapes) == (2 if size == 2 else 1)
+    found = jax.jit(lambda: gradients.gramian())()
+    expected = task_gradients(losses_fn)(PARAMS, X).gramian()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "backend", "expected"),
+    [
+        (8, "gpu", "unrolled"),
+        (9, "gpu", "vmap"),
+        (65, "gpu", "vmap"),
+        (8, "cpu", "unrolled"),
+        (9, "cpu", "switch"),
+        (65, "cpu", "map"),
+    ],
+)
+def test_the_way_that_is_chosen(
+    num_tasks: int, backend: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    scales = jnp.arange(1.0, num_tasks + 1)
+    gradients = task_gradients(lambda w: jnp.sin(w * scales))(jnp.ones(()))
+    linear_map: Any = gradients._map
+    assert linear_map._mode == expected
+    # What is too large to be taken together.
+    monkeypatch.setattr(_linearized, "_CHUNK_BYTES", 1)
+    large = {9: "switch", 65: "chunks"} if backend == "gpu" else {}
+    assert linear_map._mode == large.get(num_tasks, expected)
