@@ -66,9 +66,8 @@ test-slow: .venv/.installed-test
 # for the device is installed in another Python: `make test-device DEVICE_PYTHON=python3`.
 DEVICE_PYTHON ?= $(BIN)/python
 DEVICE_WORKERS ?= 2
-DEVICE_TESTS := tests/solvers tests/core tests/gradients tests/links tests/balancers \
-	tests/combiners tests/test_contract.py tests/test_combiners_contract.py \
-	tests/test_export.py
+DEVICE_TESTS := tests/solvers tests/core tests/gradients tests/links tests/test_contract.py \
+	tests/test_combiners_contract.py tests/test_export.py
 test-device: $(if $(filter $(BIN)/python,$(DEVICE_PYTHON)),.venv/.installed-test)
 	XLA_PYTHON_CLIENT_PREALLOCATE=false $(DEVICE_PYTHON) -m pytest -n $(DEVICE_WORKERS) \
 		--dist loadgroup $(DEVICE_TESTS)
@@ -122,9 +121,9 @@ bench: .venv/.installed-examples
 		--methods "grad_norm, every 10" "lr_annealing, every 10" "ntk, every 10"
 	$(BIN)/python -m benchmarks.instance_wise
 
-# Where JAX for the device is installed in another Python: `python3 -m benchmarks.device`.
-bench-device: .venv/.installed-examples
-	$(BIN)/python -m benchmarks.device
+# With TorchJD beside it where that is installed. DEVICE_PYTHON is explained above.
+bench-device: $(if $(filter $(BIN)/python,$(DEVICE_PYTHON)),.venv/.installed-examples)
+	$(DEVICE_PYTHON) -m benchmarks.device
 
 bench-torchjd: .venv/.installed-torchjd
 	$(BIN)/python -m benchmarks.torchjd

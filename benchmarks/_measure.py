@@ -13,7 +13,7 @@ import jax
 class Cost(NamedTuple):
     """What the compiler says of a function."""
 
-    flops: float
+    flops: float  # NaN where it does not say
     temp_bytes: int
     compile_seconds: float
 
@@ -28,8 +28,13 @@ def compiled(function: Callable[..., Any], *args: Any) -> tuple[Any, Cost]:
     program: Any = lowered.compile()
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    flops = program.cost_analysis()["flops"]
-    return program, Cost(flops, memory.temp_size_in_bytes, seconds)
+    temp_bytes = memory.temp_size_in_bytes if memory is not None else 0
+    return program, Cost(flops_of(program), temp_bytes, seconds)
+
+
+def flops_of(program: Any) -> float:
+    """What a lowered or compiled program counts; NaN on devices that do not count."""
+    return (program.cost_analysis() or {}).get("flops", math.nan)
 
 
 def compiled_together(

@@ -65,13 +65,13 @@ def rows_of(
             for name, (program, _) in programs.items()
         },
         rounds=rounds,
-        max_seconds=10,
+        max_seconds=6,
     )
     return [
         [
             name,
             str(num_tasks),
-            f"{times[name] * 1e3:.1f}",
+            f"{times[name] * 1e3:.2f}",
             f"{times[name] / times['plain']:.2f}",
             f"{programs[name][1].temp_bytes / 2**20:.1f}",
             f"{programs[name][1].compile_seconds:.2f}",
