@@ -4,14 +4,14 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 
-from ._algebra import LIBRARY, WRITTEN_OUT, Algebra
+from ._algebra import LIBRARY, WRITTEN_OUT
 
 # The largest matrix that the registers of one block hold.
 _MAX_SIZE = 128
@@ -23,18 +23,12 @@ _MIN_COMPUTE_CAPABILITY = 8.0
 _NUM_WARPS = {32: 4, 64: 4, 128: 8}
 
 
-class Solver(Protocol):
-    """A solver of small arrays on an algebra of its own.
-
-    It returns a list of arrays and uses what a kernel has: operations entry by entry,
-    sums, minima and maxima, loops and conditions, but no indexing and no concatenation.
-    A number that a condition selects must have a type, ``jnp.full_like(x, 0.3)`` if the
-    other one is a number, too.
-    """
-
-    def __call__(self, *args: jax.Array, algebra: Algebra) -> list[jax.Array]:
-        """The answer for arrays ``[T, T]``, ``[T]`` and ``[]``."""
-        ...
+# A solver of small arrays, ``[T, T]``, ``[T]`` and ``[]``, on an algebra of its own that
+# it takes as `algebra=`. It returns a list of arrays and uses what a kernel has:
+# operations entry by entry, sums, minima and maxima, loops and conditions, but no
+# indexing and no concatenation. A number that a condition selects must have a type,
+# ``jnp.full_like(x, 0.3)``, if the other one is a number, too.
+Solver = Callable[..., list[jax.Array]]
 
 
 def by_platform(

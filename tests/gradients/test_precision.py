@@ -4,6 +4,8 @@ All numbers are integers, and all sums below 2^24, so that float32 makes no erro
 order. A device's default may keep eleven digits of a factor, or eight.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from dtp_jax._core import linalg
 # In each row one number of twelve binary digits, among small ones.
 ROWS = np.random.default_rng(0).integers(-1, 2, (4, 3, 700))
 ROWS[np.arange(4), 0, np.arange(4)] = 4095
-GRAMIAN = np.tensordot(ROWS, ROWS, axes=[(1, 2), (1, 2)])
+GRAMIAN = np.tensordot(ROWS, ROWS, axes=((1, 2), (1, 2)))
 
 
 @pytest.mark.parametrize("precision", ["default", "bfloat16", None])
@@ -44,7 +46,7 @@ def test_sums_and_columns_of_given_gradients_are_exact() -> None:
 
 
 @pytest.mark.parametrize("mode", ["unrolled", "switch", "vmap", "chunks", "map"])
-def test_a_gramian_in_bfloat16_is_summed_in_float32(mode: str) -> None:
+def test_a_gramian_in_bfloat16_is_summed_in_float32(mode: Any) -> None:
     given = np.random.default_rng(1).integers(-15, 16, (4, 3, 700))
     rows = jnp.asarray(given, jnp.bfloat16)
 
@@ -56,5 +58,5 @@ def test_a_gramian_in_bfloat16_is_summed_in_float32(mode: str) -> None:
     with jax.default_matmul_precision("default"):
         found = jax.jit(lambda params: make(params).gramian())(jnp.zeros_like(rows[0]))
     assert found.dtype == jnp.float32
-    exact = np.tensordot(given, given, axes=[(1, 2), (1, 2)])
+    exact = np.tensordot(given, given, axes=((1, 2), (1, 2)))
     np.testing.assert_array_equal(found, exact)

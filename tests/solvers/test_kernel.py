@@ -30,7 +30,7 @@ KEY = jax.random.key(0)
 # The others, and what in their programs asks the host and calls a library. The first
 # two find out whether the correlations are singular, and correct what eigenvalues give;
 # the next two go from task to task.
-OTHERS: dict[str, tuple[Callable[[jax.Array], jax.Array], int, int]] = {
+OTHERS: dict[str, tuple[Callable[[jax.Array], Any], int, int]] = {
     "config": (balancers.config_weights, 3, 2),
     "imtl_g": (balancers.imtl_g_weights, 3, 2),
     "pcgrad": (functools.partial(balancers.pcgrad_weights, key=KEY), 1, 0),
@@ -78,7 +78,7 @@ def test_a_kernel_answers_as_the_library_does(name: str, num_tasks: int) -> None
         np.testing.assert_allclose(*vectors, rtol=0, atol=2e-5 * size)
 
 
-def exported(rule: Callable[[jax.Array], jax.Array], num_tasks: int) -> str:
+def exported(rule: Callable[[jax.Array], Any], num_tasks: int) -> str:
     """The program for a CUDA device, which any machine can make."""
     checks = [jax.export.DisabledSafetyCheck.custom_call(TRITON)]
     with devices.kernels(True):
