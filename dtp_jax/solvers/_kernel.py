@@ -23,8 +23,8 @@ _MIN_COMPUTE_CAPABILITY = 8.0
 _NUM_WARPS = {32: 4, 64: 4, 128: 8}
 
 
-# A solver of small arrays, ``[T, T]``, ``[T]`` and ``[]``, on an algebra of its own that
-# it takes as `algebra=`. It returns a list of arrays and uses what a kernel has:
+# A solver of small arrays, ``[T, T]``, ``[T]`` and ``[]``, on an algebra of its own. It
+# takes that as `algebra=`, returns a list of arrays, and uses what a kernel has:
 # operations entry by entry, sums, minima and maxima, loops and conditions, but no
 # indexing and no concatenation. A number that a condition selects must have a type,
 # ``jnp.full_like(x, 0.3)``, if the other one is a number, too.
