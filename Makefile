@@ -4,18 +4,20 @@ BIN := .venv/bin
 # 25.1 is the first that installs dependency groups; 26 is the newest that was tried.
 PIP_RANGE := pip>=25.1,<27
 
-.PHONY: help demo dtp-study multi-mnist find-digit toys physics test test-slow test-newest lint format hooks build bench bench-torchjd test-torchjd docs clean
+.PHONY: help demo dtp-study multi-mnist find-digit toys physics test test-slow test-device test-newest lint format hooks build bench bench-device bench-torchjd test-torchjd docs clean
 help:
 	@echo "make demo       two-digit demo: tables and plots in outputs/ (3 minutes on 2 cores)"
 	@echo "make dtp-study  what each setting of prioritization does (some ten minutes on 2 cores)"
 	@echo "make multi-mnist, find-digit, toys, physics: further examples (under 5 minutes each)"
 	@echo "make test       the test suite (under 8 minutes on 2 cores)"
 	@echo "make test-slow  the longer checks"
+	@echo "make test-device  the numeric tests on the device that JAX finds"
 	@echo "make test-newest  the test suite with the newest jax, optax and flax, whatever the ranges"
 	@echo "make lint       ruff and pyright;  make format rewrites the files"
 	@echo "make hooks      ruff before every commit"
 	@echo "make build      source distribution and wheel in dist/, checked"
 	@echo "make bench      the benchmarks, as ratios measured in one run"
+	@echo "make bench-device  what matters on an accelerator, for the device that JAX finds"
 	@echo "make bench-torchjd  the same work by TorchJD, side by side (installs PyTorch)"
 	@echo "make test-torchjd  agreement with TorchJD"
 	@echo "make docs       the tables and plots that the documents show"
@@ -58,6 +60,17 @@ test: .venv/.installed-test
 test-slow: .venv/.installed-test
 	# With the optimizations of the compiler that users get.
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest -n 2 -m slow
+
+# What computes something, on whatever platform JAX finds; tests that want eight devices are
+# skipped where there are fewer. Several processes share the memory of one device. Where JAX
+# for the device is installed in another Python: `make test-device DEVICE_PYTHON=python3`.
+DEVICE_PYTHON ?= $(BIN)/python
+DEVICE_WORKERS ?= 2
+DEVICE_TESTS := tests/solvers tests/core tests/gradients tests/links tests/test_contract.py \
+	tests/test_combiners_contract.py tests/test_export.py
+test-device: $(if $(filter $(BIN)/python,$(DEVICE_PYTHON)),.venv/.installed-test)
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(DEVICE_PYTHON) -m pytest -n $(DEVICE_WORKERS) \
+		--dist loadgroup $(DEVICE_TESTS)
 
 # Tells early what the next release of a dependency breaks. The ranges of pyproject.toml are
 # left behind, so the stamps go first: the next target brings back what fits the ranges.
@@ -107,6 +120,10 @@ bench: .venv/.installed-examples
 	$(BIN)/python -m benchmarks.methods --widths 64 512 512 512 512 \
 		--methods "grad_norm, every 10" "lr_annealing, every 10" "ntk, every 10"
 	$(BIN)/python -m benchmarks.instance_wise
+
+# With TorchJD beside it where that is installed. DEVICE_PYTHON is explained above.
+bench-device: $(if $(filter $(BIN)/python,$(DEVICE_PYTHON)),.venv/.installed-examples)
+	$(DEVICE_PYTHON) -m benchmarks.device
 
 bench-torchjd: .venv/.installed-torchjd
 	$(BIN)/python -m benchmarks.torchjd

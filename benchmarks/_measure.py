@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax
 class Cost(NamedTuple):
     """What the compiler says of a function."""
 
-    flops: float
+    flops: float  # NaN where it does not say
     temp_bytes: int
     compile_seconds: float
 
@@ -27,8 +28,37 @@ def compiled(function: Callable[..., Any], *args: Any) -> tuple[Any, Cost]:
     program: Any = lowered.compile()
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    flops = program.cost_analysis()["flops"]
-    return program, Cost(flops, memory.temp_size_in_bytes, seconds)
+    temp_bytes = memory.temp_size_in_bytes if memory is not None else 0
+    return program, Cost(flops_of(program), temp_bytes, seconds)
+
+
+def flops_of(program: Any) -> float:
+    """What a lowered or compiled program counts; NaN on devices that do not count."""
+    return (program.cost_analysis() or {}).get("flops", math.nan)
+
+
+def compiled_together(
+    jobs: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]], workers: int = 1
+) -> dict[str, tuple[Any, Cost] | Exception]:
+    """`compiled` for several functions and their arguments, in threads.
+
+    Args:
+        jobs: From a name to a function and its arguments.
+        workers: How many compile at a time. Compile times are then those of a busy
+            machine.
+
+    Returns:
+        From each name to what `compiled` returns, or to what it raised.
+    """
+
+    def one(job: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
+        try:
+            return compiled(job[0], *job[1])
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(zip(jobs, pool.map(one, jobs.values()), strict=True))
 
 
 def interleaved(

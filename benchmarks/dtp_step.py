@@ -23,9 +23,14 @@ MODELS = {
 }
 
 
-def row(model: str, num_tasks: int, rounds: int) -> list[str]:
-    """Measures one setting."""
-    widths, size = MODELS[model]
+def row(
+    model: str,
+    num_tasks: int,
+    rounds: int,
+    setting: tuple[tuple[int, ...], int] | None = None,
+) -> list[str]:
+    """Measures one setting: a model by name, or by its widths and batch."""
+    widths, size = setting or MODELS[model]
     params = _models.init(num_tasks, widths)
     batch = _models.batch(num_tasks, widths[0], size)
     weights = dict.fromkeys(_models.names(num_tasks), 0.7)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _models
-from benchmarks._measure import compiled, interleaved, table
+from benchmarks._measure import compiled, compiled_together, interleaved, table
 from dtp_jax import task_gradients
 from dtp_jax._core import linalg
 from dtp_jax.gradients import GramianMode
@@ -23,10 +23,18 @@ MODES = [mode for mode in get_args(GramianMode) if mode != "auto"]
 WIDTHS, BATCH = (64, 512, 512), 256
 
 
-def rows_of(num_tasks: int, rounds: int) -> list[list[str]]:
+def rows_of(
+    num_tasks: int,
+    rounds: int,
+    *,
+    modes: Sequence[Any] = MODES,
+    widths: tuple[int, ...] = WIDTHS,
+    size: int = BATCH,
+    workers: int = 1,
+) -> list[list[str]]:
     """Measures every way for one number of tasks."""
-    params = _models.init(num_tasks, WIDTHS)
-    batch = _models.batch(num_tasks, WIDTHS[0], BATCH)
+    params = _models.init(num_tasks, widths)
+    batch = _models.batch(num_tasks, widths[0], size)
 
     def losses_fn(params: Any, batch: Any) -> Any:
         return _models.losses_and_kpis(params, batch)[0]
@@ -46,25 +54,29 @@ def rows_of(num_tasks: int, rounds: int) -> list[list[str]]:
 
         return gradient
 
-    functions = {"plain": plain, **{mode: way(mode) for mode in MODES}}
-    programs = {name: compiled(f, params, batch) for name, f in functions.items()}
+    functions = {"plain": plain, **{mode: way(mode) for mode in modes}}
+    together = compiled_together(
+        {name: (f, (params, batch)) for name, f in functions.items()}, workers
+    )
+    programs = {n: p for n, p in together.items() if not isinstance(p, Exception)}
     times = interleaved(
         {
             name: functools.partial(program, params, batch)
             for name, (program, _) in programs.items()
         },
         rounds=rounds,
+        max_seconds=6,
     )
     return [
         [
             name,
             str(num_tasks),
-            f"{times[name] * 1e3:.1f}",
+            f"{times[name] * 1e3:.2f}",
             f"{times[name] / times['plain']:.2f}",
             f"{programs[name][1].temp_bytes / 2**20:.1f}",
             f"{programs[name][1].compile_seconds:.2f}",
         ]
-        for name in functions
+        for name in programs
     ]
 
 

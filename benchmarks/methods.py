@@ -6,6 +6,7 @@ methods read the Gramian of the trunk, methods of gradient norms that of its las
 """
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import optax
 
 import dtp_jax
 from benchmarks import _models
-from benchmarks._measure import interleaved, table
+from benchmarks._measure import compiled_together, flops_of, interleaved, table
 from dtp_jax import combine_losses, task_gradients
 
 # The types of optax admit no TaskGradients.
@@ -163,15 +164,16 @@ def method_step(
     return step, tx
 
 
-def setting(num_tasks: int, widths: tuple[int, ...] = WIDTHS) -> tuple[Any, Any]:
+def setting(
+    num_tasks: int, widths: tuple[int, ...] = WIDTHS, size: int = 256
+) -> tuple[Any, Any]:
     """Parameters and a batch."""
-    return _models.init(num_tasks, widths), _models.batch(num_tasks, widths[0], 256)
+    return _models.init(num_tasks, widths), _models.batch(num_tasks, widths[0], size)
 
 
 def flops(step: Callable[[Any, Any], Any], params: Any, state: Any) -> float:
     """What the compiler counts before it optimizes; the bodies of loops once."""
-    counted: Any = jax.jit(step).lower(params, state).cost_analysis()
-    return counted["flops"]
+    return flops_of(jax.jit(step).lower(params, state))
 
 
 def rows_of(
@@ -179,39 +181,47 @@ def rows_of(
     num_tasks: int,
     rounds: int,
     widths: tuple[int, ...] = WIDTHS,
+    *,
+    size: int = 256,
+    workers: int = 1,
+    max_seconds: float = math.inf,
 ) -> list[list[str]]:
     """Measures methods side by side."""
-    params, batch = setting(num_tasks, widths)
+    params, batch = setting(num_tasks, widths, size)
     last = len(widths) - 2
 
-    def ten(step: Any, state: Any) -> Callable[[], Any]:
-        compiled: Any = jax.jit(step).lower(params, state).compile()
-
+    def ten(program: Any, state: Any) -> Callable[[], Any]:
         def run() -> Any:
             carry = (params, state)
             for _ in range(NUM_STEPS):
-                carry = compiled(*carry)[:2]
+                carry = program(*carry)[:2]
             return carry
 
         return run
 
     plain = plain_step(num_tasks, batch)
     start = optax.sgd(1e-2).init(params)
-    functions = {"plain": ten(plain, start), "plain again": ten(plain, start)}
+    steps = {"plain": (plain, start), "plain again": (plain, start)}
     counts = {"plain": flops(plain, params, start)}
     counts["plain again"] = counts["plain"]
     for name in names:
         step, tx = method_step(METHODS[name], num_tasks, batch, last)
-        state = tx.init(params)
-        functions[name] = ten(step, state)
-        counts[name] = flops(step, params, state)
-    times = interleaved(functions, rounds=rounds)
+        steps[name] = (step, tx.init(params))
+        if name in LOSS_DRIVEN:
+            counts[name] = flops(step, params, steps[name][1])
+    jobs = {name: (step, (params, state)) for name, (step, state) in steps.items()}
+    functions = {}
+    for name, found in compiled_together(jobs, workers).items():
+        if isinstance(found, Exception):
+            raise found
+        functions[name] = ten(found[0], steps[name][1])
+    times = interleaved(functions, rounds=rounds, max_seconds=max_seconds)
     baseline = (times["plain"] + times["plain again"]) / 2
     return [
         [
             name,
             str(num_tasks),
-            f"{times[name] / NUM_STEPS * 1e3:.1f}",
+            f"{times[name] / NUM_STEPS * 1e3:.2f}",
             f"{times[name] / baseline:.2f}",
             f"{counts[name] / counts['plain']:.4f}" if name in LOSS_DRIVEN else "",
         ]

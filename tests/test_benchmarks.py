@@ -1,11 +1,14 @@
 """The benchmarks run, in their shortest form."""
 
+import math
+from typing import Any
+
 import jax
 import optax
 import pytest
 
-from benchmarks import dtp_step, features, gramian, methods, solvers
-from benchmarks._measure import table
+from benchmarks import device, dtp_step, features, gramian, methods, solvers
+from benchmarks._measure import flops_of, table
 
 
 def test_dtp_step_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,13 +21,49 @@ def test_dtp_step_prints_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_way_of_the_gramian_is_measured() -> None:
     ways = [row[0] for row in gramian.rows_of(2, rounds=1)]
-    assert ways == ["plain", "unrolled", "switch", "vmap", "map", "columns"]
+    assert ways == ["plain", "unrolled", "switch", "vmap", "chunks", "map", "columns"]
 
 
 def test_features_and_solvers_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[1] for row in features.rows_of(2, rounds=1)] == ["2", "2", "2"]
     solvers.main(["--rounds", "1", "--draws", "1", "--tasks", "3"])
     assert "independent" in capsys.readouterr().out
+
+
+def test_the_tables_of_a_device(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_rows() -> Any:
+        raise ValueError("of no account")
+
+    def parts(short: bool, workers: int) -> Any:
+        every = all_parts(short, workers)
+        # One of the tables fails, and the next is printed.
+        return {"Broken": (no_rows, []), "Ceilings": every["Ceilings"]}
+
+    all_parts = device.parts
+    monkeypatch.setattr(device, "parts", parts)
+    device.main(["--short"])
+    printed = capsys.readouterr().out
+    assert "Broken: failed, ValueError('of no account')" in printed
+    assert "TFLOP/s" in printed
+
+
+@pytest.mark.slow
+def test_every_table_of_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    device.main(["--short", "--seconds", "600"])
+    printed = capsys.readouterr()
+    assert "failed" not in printed.out
+    assert "left out" not in printed.out
+    assert not printed.err
+
+
+def test_programs_that_count_no_flops() -> None:
+    class Silent:
+        def cost_analysis(self) -> None:
+            return None
+
+    assert math.isnan(flops_of(Silent()))
 
 
 def test_tables_are_aligned() -> None:

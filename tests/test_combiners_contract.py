@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dtp_jax import TaskGradients, task_gradients
-from tests import toys
+from tests import devices, toys
 from tests.combiner_catalogue import COMBINERS, Combiner
 
 NAMES = toys.NAMES
@@ -290,7 +290,7 @@ def test_eight_devices_do_what_one_does(method: Combiner, kind: AxisType) -> Non
     expected = link.update(named, link.init(params), kpis=by_name(kpis), key=key)
 
     # There by numbers, and with arguments that are of no concern to it.
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(kind,))
+    mesh = devices.mesh("d", kind)
     link = method.make(4 if method.dtype == jnp.float32 else np.zeros(4), 4)
 
     @jax.jit

@@ -24,7 +24,7 @@ from jax.sharding import AxisType
 from dtp_jax import TaskGradients
 from dtp_jax._core.balancer import transformation
 from dtp_jax._core.layout import layout_of
-from tests import toys
+from tests import devices, toys
 from tests.catalogue import METHODS, Method
 
 NAMES = toys.NAMES
@@ -262,7 +262,7 @@ def pairs(method: Method) -> Outputs:
 def on_eight_devices(method: Method, kind: AxisType = AxisType.Auto) -> Outputs:
     if kind == AxisType.Explicit and method.name.startswith("excess_mtl-params"):
         pytest.skip("its parameters are on one device; test_optax_contract has others")
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    mesh = devices.mesh("x", kind)
     everywhere = jax.NamedSharding(mesh, jax.P())
     spread = jax.NamedSharding(mesh, jax.P(None, None, "x"))
     given = jax.device_put(cast(method, CASES["plain"]), everywhere)

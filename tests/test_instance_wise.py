@@ -32,7 +32,9 @@ def per_example(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sum(errors(params, x, y), axis=-1)
 
 
-@pytest.mark.parametrize("mode", ["unrolled", "switch", "vmap", "map", "columns"])
+@pytest.mark.parametrize(
+    "mode", ["unrolled", "switch", "vmap", "chunks", "map", "columns"]
+)
 def test_a_vector_of_losses_has_the_gradients_of_its_examples(mode: Any) -> None:
     @jax.jit
     def ours(params: Any) -> Any:

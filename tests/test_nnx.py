@@ -11,7 +11,7 @@ from flax import nnx
 import dtp_jax
 from dtp_jax import balance, balancers, combine_losses, diagnostics, focal_weights
 from dtp_jax import nnx as dtp_nnx
-from tests import toys
+from tests import devices, toys
 from tests.toys import assert_near
 
 KPIS = {"left": 0.3, "right": 0.8}
@@ -345,8 +345,7 @@ def trained(axis_name: str | None, x: jax.Array) -> Any:
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_steps_on_shards_are_those_on_one_device(check_vma: bool) -> None:
-    kinds = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=kinds, devices=jax.devices()[:4])
+    mesh = devices.mesh("data", num_devices=4)
 
     def local(x: jax.Array) -> Any:
         return jax.tree.map(lambda leaf: leaf[None], trained("data", x))

@@ -20,7 +20,7 @@ from jax import P
 from jax.sharding import AxisType
 
 from dtp_jax import task_gradients
-from tests import toys
+from tests import devices, toys
 from tests.catalogue import METHODS, Hyperparameter, Method
 from tests.combiner_catalogue import COMBINERS, Combiner, combiners
 
@@ -180,7 +180,7 @@ numbers = pytest.mark.parametrize("name", [*NUMBERS, *NUMBERS_OF_METHODS])
 
 @contextlib.contextmanager
 def mesh_of(kind: AxisType) -> Iterator[None]:
-    with jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(kind,))):
+    with jax.set_mesh(devices.mesh("x", kind)):
         yield
 
 

@@ -48,9 +48,8 @@ def projected() -> dtp_jax.Balancer:
 
     def rule(gramian: jax.Array, preferences: jax.Array) -> jax.Array:
         size = jnp.sqrt(jnp.sum(gramian**2))
-        return preferences + jnp.abs(gramian @ preferences) / jnp.where(
-            size > 0, size, 1
-        )
+        products = jnp.matmul(gramian, preferences, precision="highest")
+        return preferences + jnp.abs(products) / jnp.where(size > 0, size, 1)
 
     return gramian_weighting("projected", rule)
 

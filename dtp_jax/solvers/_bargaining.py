@@ -7,7 +7,9 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.checks import check_number
+from dtp_jax.solvers._algebra import Algebra, all_of, any_of
 from dtp_jax.solvers._interior_point import interior_point
+from dtp_jax.solvers._kernel import by_platform
 
 # Four iterations are usual and a dozen with nearly opposite rows; preferences or norms
 # over many decades take some dozens. What has not settled by this number will not, and
@@ -129,30 +131,48 @@ def _solve(
 ) -> tuple[NashPoint, jax.Array]:
     """The answer, and the number of iterations."""
     cosines, norms = linalg.correlation(gramian)
+    weights, residual, num_iters = by_platform(
+        _solve_scaled, (gramian, cosines, norms, preferences, s), (0, 0, 0, 0, 0)
+    )
+    return NashPoint(weights, residual), num_iters
+
+
+def _solve_scaled(
+    gramian: jax.Array,
+    cosines: jax.Array,
+    norms: jax.Array,
+    preferences: jax.Array,
+    s: jax.Array,
+    *,
+    algebra: Algebra,
+) -> list[jax.Array]:
     members = (preferences > 0) & (norms > 0)
     # In terms of `x_t = a_t |g_t|` the equation is `C x = y` with `y = c (x / c)^-s`,
     # where `c` would be the solution if all rows were orthogonal. Only the ratios of
     # its entries matter for the accuracy, so the largest is one.
     logs = (s * _log(preferences) + (s - 1) * _log(norms)) / (1 + s)
     largest = jnp.max(jnp.where(members, logs, -jnp.inf))
-    largest = jnp.where(jnp.any(members), largest, 0)
-    end = _newton(cosines, jnp.exp(jnp.where(members, logs - largest, 0)), members, s)
+    largest = jnp.where(any_of(members), largest, 0)
+    scales = jnp.exp(jnp.where(members, logs - largest, 0))
+    end = _newton(cosines, scales, members, s, algebra)
 
     vanished = end.x <= _smallest(end.x.dtype)
     x = jnp.where(members & ~vanished, end.x * jnp.exp(largest), 0)
     weights = x / jnp.where(members, norms, 1)
-    slopes = jnp.matmul(gramian, weights, precision="highest")
+    slopes = algebra.product(gramian, weights)
     ratios = weights / jnp.where(members, preferences, 1)
     misses = jnp.where(members & ~vanished, jnp.abs(ratios**s * slopes - 1), 0)
     residual = jnp.max(misses)
     # A large residual is the fault of rounding, or there is no solution because some of
     # the rows are opposite: then their entries grow until rounding hides their slopes.
-    point = jax.lax.cond(
+    weights, residual = jax.lax.cond(
         end.lost | (residual > _DOUBTFUL),
-        lambda: _unless_stationary(weights, residual, cosines, norms, end.lost),
-        lambda: NashPoint(weights, residual),
+        lambda: _unless_stationary(
+            weights, residual, cosines, norms, end.lost, algebra
+        ),
+        lambda: (weights, residual),
     )
-    return point, end.num_iters
+    return [weights, residual, end.num_iters]
 
 
 class _Iterate(NamedTuple):
@@ -165,7 +185,11 @@ class _Iterate(NamedTuple):
 
 
 def _newton(
-    cosines: jax.Array, scales: jax.Array, members: jax.Array, s: jax.Array
+    cosines: jax.Array,
+    scales: jax.Array,
+    members: jax.Array,
+    s: jax.Array,
+    algebra: Algebra,
 ) -> _Iterate:
     """Solves ``C x = y`` with ``y = scales (x / scales)^-s`` for the members."""
     eps, smallest = jnp.finfo(scales.dtype).eps, _smallest(scales.dtype)
@@ -179,9 +203,9 @@ def _newton(
     def iterate(state: _Iterate) -> _Iterate:
         x = state.x
         y = jnp.where(members, scales * (x / scales) ** -s, 0)
-        slopes = jnp.matmul(cosines, x, precision="highest")
-        rounding = eps * jnp.matmul(sizes, x, precision="highest")
-        settled = jnp.all(jnp.abs(slopes - y) <= 4 * rounding)
+        slopes = algebra.product(cosines, x)
+        rounding = eps * algebra.product(sizes, x)
+        settled = all_of(jnp.abs(slopes - y) <= 4 * rounding)
 
         squared = jnp.sum(x * slopes)
         shortest = _negligible(jnp.where(members, x, 0))
@@ -200,8 +224,8 @@ def _newton(
         share = jnp.sqrt(x / (x + s * y))
         matrix = share[:, None] * cosines * share[None, :]
         matrix = jnp.where(diagonal, 1 + state.ridge, matrix)
-        factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-        z = linalg.cholesky_solve(factor, share * (y - slopes)) * (share / x)
+        factor = algebra.factor(matrix)
+        z = algebra.solve(factor, share * (y - slopes)) * (share / x)
 
         # An entry that grows takes the step for `x`, one that falls the step for `y`,
         # which is `-s z` relative to `y`. So all stay positive at full length, also
@@ -211,7 +235,7 @@ def _newton(
         new = jnp.maximum(new, smallest)
         change = jnp.max(jnp.abs(new / x - 1)) * jnp.maximum(s, 1)
         # A factorization that broke down is tried again with a larger ridge.
-        good = jnp.all(jnp.isfinite(new))
+        good = all_of(jnp.isfinite(new))
         return _Iterate(
             x=jnp.where(good, new, x),
             change=jnp.where(good, change, jnp.inf),
@@ -239,24 +263,29 @@ def _unless_stationary(
     cosines: jax.Array,
     norms: jax.Array,
     stationary: jax.Array,
-) -> NashPoint:
+    algebra: Algebra,
+) -> tuple[jax.Array, jax.Array]:
     """The answer, or that of rows with zero in their hull if it is there."""
-    members = jnp.diagonal(cosines) > 0
+    members = norms > 0
     # Up to a factor, the minimum of `x' C x` with a sum of one. What is no member is
     # pushed towards zero.
     matrix = jnp.where(jnp.eye(members.size, dtype=bool), 1, cosines) + 1
     linear = jnp.where(members, jnp.ones_like(norms), -1)
-    x = interior_point(matrix, linear, start=1 / members.size, smallest_size=0.5)[0]
+    level = 1 / members.size
+    x, _ = interior_point(
+        matrix, linear, start=level, smallest_size=0.5, algebra=algebra
+    )
     # What is lost in the rounding of the sum stands for zero, which the method never
     # reaches.
     x = jnp.where(members & (x > jnp.finfo(x.dtype).eps / 16 * jnp.sum(x)), x, 0)
-    squared = linalg.squared_norm(cosines, x)
+    squared = jnp.sum(x * algebra.product(cosines, x))
     stationary |= squared < _negligible(x)
     smallest = jnp.min(jnp.where(members, norms, jnp.inf))
     shortest = x * jnp.where(members, smallest / jnp.where(members, norms, 1), 0)
     shortest = shortest / linalg.positive(jnp.sum(shortest))
-    return NashPoint(
-        jnp.where(stationary, shortest, weights), jnp.where(stationary, 1, residual)
+    return (
+        jnp.where(stationary, shortest, weights),
+        jnp.where(stationary, 1, residual),
     )
 
 

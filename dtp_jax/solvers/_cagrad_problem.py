@@ -1,5 +1,6 @@
 """The largest worst gain of a task within a ball around the mean gradient."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.checks import check_number
+from dtp_jax.solvers._algebra import Algebra, all_of
+from dtp_jax.solvers._kernel import by_platform
 
 # Some six to ten iterations are usual, and forty the most seen in random draws whose
 # rows spread over twelve decades. What has not settled by this number will not, and the
@@ -132,8 +135,12 @@ def _solve(
     r = jnp.where(jnp.any(members), r, 1)
 
     radius = jnp.maximum(c, _MIN_RADIUS)
-    end = _interior_point(cosines, slopes / (1 + radius), r, radius / (1 + radius))
-    x, y = _trimmed(end.x, members), _trimmed(end.y, members)
+    x, y, level, num_iters = by_platform(
+        _interior_point,
+        (cosines, slopes / (1 + radius), r, radius / (1 + radius)),
+        (None, 1, 0, 0),
+    )
+    x, y = _trimmed(x, members), _trimmed(y, members)
     y = y / linalg.positive(jnp.sum(y))
     weights = y * r
     weights = jnp.where(
@@ -144,7 +151,7 @@ def _solve(
     change = (((c * size) * scale) * x) * inverse * largest
 
     turn = jnp.matmul(cosines, x, precision="highest")
-    gains = slopes + radius * turn - (1 + radius) * end.level * r
+    gains = slopes + radius * turn - (1 + radius) * level * r
     norm = jnp.sqrt(jnp.maximum(jnp.sum(x * turn), 0))
     both = linalg.squared_norm(cosines, y)
     distance = jnp.sqrt(jnp.maximum(both, 0)) - jnp.sum(y * turn)
@@ -157,7 +164,7 @@ def _solve(
     # Without a mean there is no ball, and nothing to miss.
     sizes = jnp.sum(mean) + radius * size * jnp.sum(jnp.abs(x))
     residual = size * jnp.max(jnp.stack(missing)) / linalg.positive(sizes)
-    return CagradPoint(weights, change, residual), end.num_iters
+    return CagradPoint(weights, change, residual), num_iters
 
 
 def _trimmed(values: jax.Array, members: jax.Array) -> jax.Array:
@@ -183,8 +190,13 @@ class _Iterate(NamedTuple):
 
 
 def _interior_point(
-    cosines: jax.Array, slopes: jax.Array, r: jax.Array, share: jax.Array
-) -> _Iterate:
+    cosines: jax.Array,
+    slopes: jax.Array,
+    r: jax.Array,
+    share: jax.Array,
+    *,
+    algebra: Algebra,
+) -> list[jax.Array]:
     """Maximizes the level of the gains.
 
     That is the largest ``level`` with ``slopes + share C x >= level r`` and ``x' C x <=
@@ -200,7 +212,7 @@ def _interior_point(
     matrix = jnp.where(one, 1 + 4 * eps, cosines)
 
     def product(x: jax.Array) -> jax.Array:
-        return jnp.matmul(matrix, x, precision="highest")
+        return algebra.product(matrix, x)
 
     def missing(state: _Iterate) -> tuple[jax.Array, jax.Array, jax.Array]:
         image = product(state.x)
@@ -225,9 +237,9 @@ def _interior_point(
         apart = y - pull * x
         ratios = slack / y
         diagonal = jnp.where(one, pull * ratios + share * ridge, 0)
-        factor = jnp.linalg.cholesky(share * matrix + diagonal, symmetrize_input=False)
-        columns = linalg.cholesky_solve(factor, jnp.stack([ratios * x, r], axis=1))
-        by_pull, by_level = columns[:, 0], columns[:, 1]
+        factor = algebra.factor(share * matrix + diagonal)
+        by_pull = algebra.solve(factor, ratios * x)
+        by_level = algebra.solve(factor, r)
         a11 = room + pull * jnp.sum(image * by_pull)
         a12 = -pull * jnp.sum(image * by_level)
         a21 = jnp.sum(r * (x - pull * by_pull))
@@ -236,7 +248,7 @@ def _interior_point(
         def newton(lack: jax.Array, ball_lack: jax.Array) -> "_Step":
             # The step that adds what the products lack and removes all errors.
             fixed = ratios * apart + lack / y + excess
-            base = linalg.cholesky_solve(factor, fixed)
+            base = algebra.solve(factor, fixed)
             b1 = ball_lack + pull * (overshoot + jnp.sum(image * base))
             b2 = total + jnp.sum(r * (apart - pull * base))
             determinant = a11 * a22 - a12 * a21
@@ -255,13 +267,17 @@ def _interior_point(
             droom = (ball_lack - room * dpull) / pull
             return _Step(dx, dy, dslack, droom, dpull, dlevel, turn)
 
-        def largest(step: "_Step") -> jax.Array:
-            values = jnp.concatenate([y, slack, jnp.stack([room, pull])])
-            ends = jnp.stack([step.room, step.pull])
-            steps = jnp.concatenate([step.y, step.slack, ends])
+        def to_zero(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+            values, steps = pair
             falling = steps < 0
             steps = jnp.where(falling, -steps, 1)
-            return jnp.min(jnp.where(falling, values / steps, jnp.inf))
+            lengths = jnp.where(falling, values / steps, jnp.inf)
+            return jnp.min(lengths) if lengths.ndim else lengths
+
+        def largest(step: "_Step") -> jax.Array:
+            pairs = [(y, step.y), (slack, step.slack)]
+            pairs += [(room, step.room), (pull, step.pull)]
+            return functools.reduce(jnp.minimum, map(to_zero, pairs))
 
         # A trial step says how far the gap can fall, and how wrong its linear model is
         # (where it is short, less so). A gap that grew may be the start of a cycle: a
@@ -272,7 +288,8 @@ def _interior_point(
         after = jnp.sum((y + length * trial.y) * (slack + length * trial.slack))
         ball = (pull + length * trial.pull) * (room + length * trial.room)
         after = (after + share * ball) / (num_tasks + 1)
-        ratio = jnp.maximum((after / mean) ** 3, jnp.where(gap > last_gap, 0.3, 0))
+        smallest = jnp.where(gap > last_gap, jnp.full_like(mean, 0.3), 0)
+        ratio = jnp.maximum((after / mean) ** 3, smallest)
         # The floor keeps what tends to zero from underflowing.
         centre = jnp.maximum(ratio * mean, eps**2 * jnp.sum(y) / num_tasks)
         step = newton(
@@ -296,7 +313,7 @@ def _interior_point(
         new_pull = jnp.maximum(pull + length * step.pull, 0.9 * norm)
         new_gap = jnp.sum(new_y * new_slack) + share * new_pull * new_room
         # A factorization that broke down is tried again with a larger ridge.
-        good = jnp.isfinite(new_gap) & jnp.all(jnp.isfinite(new_x))
+        good = jnp.isfinite(new_gap) & all_of(jnp.isfinite(new_x))
         new = _Iterate(
             x=new_x,
             y=new_y,
@@ -343,7 +360,7 @@ def _interior_point(
     exact = end.y / end.pull
     close = jnp.abs(end.x - exact) <= 32 * eps * jnp.sum(exact)
     tail = close & (exact < end.slack)
-    return end._replace(x=jnp.where(tail, exact, end.x))
+    return [jnp.where(tail, exact, end.x), end.y, end.level, end.num_iters]
 
 
 class _Step(NamedTuple):

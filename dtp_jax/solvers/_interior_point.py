@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._core.linalg import cholesky_solve
+from dtp_jax.solvers._algebra import LIBRARY, Algebra, all_of
 
 # Some nine iterations are usual and 35 the most seen in random draws. What has not
 # settled by this number will not, and the residual says so.
@@ -29,6 +29,7 @@ def interior_point(
     *,
     start: jax.typing.ArrayLike = 0.5,
     smallest_size: float = 1.0,
+    algebra: Algebra = LIBRARY,
 ) -> tuple[jax.Array, jax.Array]:
     """Minimizes ``x' A x / 2 - c' x`` over ``x >= 0``.
 
@@ -40,6 +41,7 @@ def interior_point(
         linear: ``c``, ``[T]``, in the range of ``A``.
         start: The entries of ``x`` at the start.
         smallest_size: Of ``sum(x)``, to which all tolerances are relative.
+        algebra: How products and equations of the matrices are computed.
 
     Returns:
         The solution, whose entries of zero are small positive numbers, and the number
@@ -49,7 +51,7 @@ def interior_point(
     num_tasks = linear.shape[0]
 
     def slope(x: jax.Array) -> jax.Array:
-        return jnp.matmul(matrix, x, precision="highest") - linear
+        return algebra.product(matrix, x) - linear
 
     def size(x: jax.Array) -> jax.Array:
         return jnp.maximum(jnp.sum(x), smallest_size)
@@ -71,11 +73,11 @@ def interior_point(
         # The ridge keeps the factorization going where the rounded matrix is
         # indefinite. It shortens steps, but does not change where they lead.
         diagonal = jnp.where(jnp.eye(num_tasks, dtype=bool), y / x + state.ridge, 0)
-        factor = jnp.linalg.cholesky(matrix + diagonal, symmetrize_input=False)
+        factor = algebra.factor(matrix + diagonal)
 
         def newton(target: jax.Array) -> tuple[jax.Array, jax.Array]:
             # The step towards `x y = target` and no excess.
-            dx = cholesky_solve(factor, target / x - y - state.excess)
+            dx = algebra.solve(factor, target / x - y - state.excess)
             return dx, (target - y * dx) / x - y
 
         # A trial step says how far the gap can fall, and how wrong its linear model is
@@ -85,7 +87,8 @@ def interior_point(
         step = jnp.minimum(_to_boundary(x, y, dx, dy), 1)
         mean = jnp.mean(x * y)
         after = jnp.mean((x + step * dx) * (y + step * dy))
-        smallest = jnp.where(state.gap > state.last_gap, 0.3, 0)
+        circling = state.gap > state.last_gap
+        smallest = jnp.where(circling, jnp.full_like(mean, 0.3), 0)
         ratio = jnp.maximum((after / mean) ** 3, smallest)
         # The floor keeps what tends to zero from underflowing.
         centre = jnp.maximum(ratio * mean, eps**2)
@@ -94,7 +97,7 @@ def interior_point(
         step = step * _balanced_part(x, y, step * dx, step * dy)
 
         # A factorization that broke down is tried again with a larger ridge.
-        good = jnp.all(jnp.isfinite(dx)) & jnp.all(jnp.isfinite(dy))
+        good = all_of(jnp.isfinite(dx) & jnp.isfinite(dy))
         x = jnp.where(good, x + step * dx, x)
         y = jnp.where(good, y + step * dy, y)
         gap = jnp.sum(x * y) / size(x) ** 2
@@ -142,17 +145,23 @@ class _Iterate(NamedTuple):
 
 
 def _to_boundary(x: jax.Array, y: jax.Array, dx: jax.Array, dy: jax.Array) -> jax.Array:
-    values, steps = jnp.concatenate([x, y]), jnp.concatenate([dx, dy])
-    falling = steps < 0
-    return jnp.min(jnp.where(falling, values / jnp.where(falling, -steps, 1), jnp.inf))
+    def length(values: jax.Array, steps: jax.Array) -> jax.Array:
+        falling = steps < 0
+        lengths = values / jnp.where(falling, -steps, 1)
+        return jnp.min(jnp.where(falling, lengths, jnp.inf))
+
+    return jnp.minimum(length(x, dx), length(y, dy))
 
 
 def _balanced_part(
     x: jax.Array, y: jax.Array, dx: jax.Array, dy: jax.Array
 ) -> jax.Array:
     """How much of a step leaves no product far below the others."""
-    parts = jnp.array(_PARTS, x.dtype)
-    of_step = jnp.outer(parts, dx), jnp.outer(parts, dy)
-    products = (x[None, :] + of_step[0]) * (y[None, :] + of_step[1])
-    balanced = jnp.min(products, axis=1) >= _MIN_SHARE * jnp.mean(products, axis=1)
-    return parts[jnp.argmax(balanced)]
+    # From the last to the first, so that the first that is balanced has the last word.
+    # If none is, that is the first, too.
+    found = jnp.full((), _PARTS[0], x.dtype)
+    for part in reversed(_PARTS):
+        products = (x + part * dx) * (y + part * dy)
+        balanced = jnp.min(products) >= _MIN_SHARE * jnp.mean(products)
+        found = jnp.where(balanced, part, found)
+    return found

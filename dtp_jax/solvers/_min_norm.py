@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core import linalg
+from dtp_jax.solvers._algebra import Algebra
 from dtp_jax.solvers._interior_point import interior_point
+from dtp_jax.solvers._kernel import by_platform
 
 
 class MinNormPoint(NamedTuple):
@@ -136,4 +138,14 @@ def _interior_point(
     # The best point with equal entries, unless it is too close to the boundary. The
     # solution has `r' x` of at least a half, hence a sum of no less.
     level = jnp.maximum(jnp.sum(r) / jnp.sum(matrix), 0.1 / num_tasks)
-    return interior_point(matrix, linear, start=level, smallest_size=0.5)
+    x, num_iters = by_platform(_from_inside, (matrix, linear, level), (None, -1, 0))
+    return x, num_iters
+
+
+def _from_inside(
+    matrix: jax.Array, linear: jax.Array, level: jax.Array, *, algebra: Algebra
+) -> list[jax.Array]:
+    end = interior_point(
+        matrix, linear, start=level, smallest_size=0.5, algebra=algebra
+    )
+    return list(end)

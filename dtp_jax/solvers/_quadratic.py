@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._core.linalg import cholesky_solve, squared_norm
+from dtp_jax.solvers._algebra import LIBRARY, Algebra
 from dtp_jax.solvers._interior_point import interior_point
+from dtp_jax.solvers._kernel import by_platform, split_by_platform
 
 # Rounds of pivoting in a row that may fail to reduce the number of wrong signs, and
 # iterations of conjugate gradients in one round and in all. Random problems of full
@@ -16,14 +17,6 @@ from dtp_jax.solvers._interior_point import interior_point
 _PATIENCE = 5
 _MAX_CG_ITERS = 60
 _MAX_ALL_CG_ITERS = 400
-
-# What an inequality without a solution may be missed by, relative to its multiplier,
-# and what the rounding of multipliers may add to a squared length, relative to it.
-_SOFTNESS = 1e-5
-_ROUNDING = 2.0
-
-# Rounds of exact solutions, which change the set of unknowns. One is usual.
-_MAX_EXACT_ROUNDS = 3
 
 # How far the first round solves its linear equations, and each one more than the last,
 # while the set of unknowns still changes.
@@ -56,10 +49,23 @@ def nonnegative_quadratic(
         [1.0, 0.0]
     """
     if linears.shape[0] == 1:
-        x = interior_point(matrix, -linears[0])[0]
-        x, residual = _polished(matrix, linears[0], x)
+        x, residual = by_platform(_one, (matrix, linears[0]), (None, 1))
         return x[None], residual[None]
-    columns, residual, unsettled = _pivot(matrix, linears.T)
+    # A kernel works on all problems at the same time, each in a block of its own.
+    x, residual = split_by_platform(
+        _one, _together, (matrix, linears), (None, 1), (False, True)
+    )
+    return x, residual
+
+
+def _one(matrix: jax.Array, linear: jax.Array, *, algebra: Algebra) -> list[jax.Array]:
+    x = interior_point(matrix, -linear, algebra=algebra)[0]
+    return list(_polished(matrix, linear, x, algebra))
+
+
+def _together(matrix: jax.Array, linears: jax.Array) -> list[jax.Array]:
+    """All problems in lock step, and what that leaves one by one."""
+    end = _pivot(matrix, linears.T)
 
     def left(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         return jnp.any(state[2])
@@ -70,75 +76,15 @@ def nonnegative_quadratic(
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         x, residual, unsettled = state
         k = jnp.argmax(unsettled)
-        found = interior_point(matrix, -linears[k])[0]
-        found, smaller = _polished(matrix, linears[k], found)
+        found, smaller = _one(matrix, linears[k], algebra=LIBRARY)
         better = smaller < residual[k]
         x = x.at[k].set(jnp.where(better, found, x[k]))
         residual = residual.at[k].set(jnp.where(better, smaller, residual[k]))
         return x, residual, unsettled.at[k].set(False)
 
-    start = (columns.T, residual, unsettled)
+    start = (jnp.maximum(end.x, 0).T, end.residual, ~end.done)
     x, residual, _ = jax.lax.while_loop(left, solve_one, start)
-    return x, residual
-
-
-def softened_quadratic(matrix: jax.Array, linear: jax.Array) -> jax.Array:
-    """Minimizes ``x' A x / 2 + b' x`` over ``x >= 0``, also where there is no minimum.
-
-    The minimum for ``A + softness I`` always exists. It is a start from which the
-    entries that are not zero are solved for exactly. Where that leads nowhere, as where
-    ``A x + b >= 0`` has no solution or rounding hides it, the start is the answer: it
-    misses those inequalities by as little as possible in the sense of least squares. If
-    its entries are so large that ``1 + x' A x`` is rounding, a larger softness bounds
-    them.
-
-    Args:
-        matrix: ``A``, ``[T, T]``, positive semi-definite with a diagonal of ones.
-        linear: ``b``, ``[T]``, of order one.
-
-    Returns:
-        ``[T]``.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> opposite = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
-        >>> x = softened_quadratic(opposite, jnp.array([0.5, -0.5]))
-        >>> [round(entry, 4) for entry in x.tolist()]
-        [0.0, 0.5]
-        >>> x = softened_quadratic(opposite, jnp.array([-0.5, -0.5]))
-        >>> [int(entry / 10) for entry in x.tolist()]  # 0.5 / 1.4e-3
-        [36, 36]
-    """
-    eps = jnp.finfo(linear.dtype).eps
-    one = jnp.eye(linear.size, dtype=matrix.dtype)
-
-    def attempt(state: _Attempt) -> _Attempt:
-        start = interior_point(matrix + state.softness * one, -linear)[0]
-        x, solved = _settled(matrix, linear, start)
-        size = 1 + squared_norm(matrix, x)
-        bounded = eps * jnp.sum(x) ** 2 < _ROUNDING * size
-        again = state.num_attempts > 0
-        return _Attempt(
-            x=x,
-            softness=4 * jnp.sqrt(jnp.full_like(state.softness, eps)),
-            done=solved | bounded | again,
-            num_attempts=state.num_attempts + 1,
-        )
-
-    first = _Attempt(
-        x=jnp.zeros_like(linear),
-        softness=jnp.full((), _SOFTNESS, linear.dtype),
-        done=jnp.zeros((), bool),
-        num_attempts=jnp.zeros((), jnp.int32),
-    )
-    return jax.lax.while_loop(lambda state: ~state.done, attempt, first).x
-
-
-class _Attempt(NamedTuple):
-    x: jax.Array  # [T]
-    softness: jax.Array  # [], of the next attempt
-    done: jax.Array  # [], bool
-    num_attempts: jax.Array  # [], int32
+    return [x, residual]
 
 
 class _Pivot(NamedTuple):
@@ -161,9 +107,7 @@ class _Conjugate(NamedTuple):
     num_iters: jax.Array  # [], int32
 
 
-def _pivot(
-    matrix: jax.Array, linears: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _pivot(matrix: jax.Array, linears: jax.Array) -> _Pivot:
     """Block principal pivoting, its linear equations by conjugate gradients.
 
     Each round solves ``A x + b = 0`` for the free entries, the others zero. Negative
@@ -229,8 +173,7 @@ def _pivot(
         accuracy=jnp.full((), _FIRST_ACCURACY, linears.dtype),
         num_iters=jnp.zeros((), jnp.int32),
     )
-    end = jax.lax.while_loop(unsettled, iterate, start)
-    return jnp.maximum(end.x, 0), end.residual, ~end.done
+    return jax.lax.while_loop(unsettled, iterate, start)
 
 
 def _conjugate_gradients(
@@ -274,35 +217,40 @@ def _residual(x: jax.Array, slope: jax.Array) -> jax.Array:
 
 
 def _polished(
-    matrix: jax.Array, linear: jax.Array, x: jax.Array
+    matrix: jax.Array, linear: jax.Array, x: jax.Array, algebra: Algebra
 ) -> tuple[jax.Array, jax.Array]:
     """Solves once more, exactly, and returns the better of both."""
 
     def residual(x: jax.Array) -> jax.Array:
-        return _residual(x, jnp.matmul(matrix, x, precision="highest") + linear)
+        return _residual(x, algebra.product(matrix, x) + linear)
 
-    solved = _exact(matrix, linear, x)
+    solved = _exact(matrix, linear, x, algebra)
     before, after = residual(x), residual(solved)
-    # A singular matrix has no factorization, and `after` is NaN.
-    better = after < before
+    # A singular matrix has no factorization, and `after` is NaN. Where rounding is all
+    # that is left of either, the solved one is better: its zeros are zeros.
+    better = after <= jnp.maximum(before, jnp.finfo(x.dtype).eps)
     return jnp.where(better, solved, x), jnp.where(better, after, before)
 
 
-def _exact(matrix: jax.Array, linear: jax.Array, x: jax.Array) -> jax.Array:
+def _exact(
+    matrix: jax.Array, linear: jax.Array, x: jax.Array, algebra: Algebra
+) -> jax.Array:
     """Solves the linear equations of the entries that are not zero at a solution."""
-    slope = jnp.matmul(matrix, x, precision="highest") + linear
+    slope = algebra.product(matrix, x) + linear
     free = x > slope
-    solved = _solved(matrix, linear, jnp.where(free, x, 0), free, 0.0, 2)
+    start = jnp.where(free, x, 0)
+    solved = solved_exactly(matrix, linear, start, free, 0.0, 2, algebra)
     return jnp.maximum(solved, 0)
 
 
-def _solved(
+def solved_exactly(
     matrix: jax.Array,
     linear: jax.Array,
     x: jax.Array,
     free: jax.Array,
     ridge: jax.typing.ArrayLike,
     num_corrections: int,
+    algebra: Algebra,
 ) -> jax.Array:
     """Corrects the free entries of x until their slope is zero, the others being zero.
 
@@ -312,64 +260,8 @@ def _solved(
     one = jnp.eye(x.size, dtype=bool)
     submatrix = jnp.where(free[:, None] & free[None, :] | one, matrix, 0)
     submatrix = submatrix + jnp.where(one, ridge, 0)
-    factor = jnp.linalg.cholesky(submatrix, symmetrize_input=False)
+    factor = algebra.factor(submatrix)
     for _ in range(num_corrections):
-        slope = jnp.matmul(matrix, x, precision="highest") + linear
-        x = x - cholesky_solve(factor, jnp.where(free, slope, 0))
+        slope = algebra.product(matrix, x) + linear
+        x = x - algebra.solve(factor, jnp.where(free, slope, 0))
     return x
-
-
-class _Round(NamedTuple):
-    x: jax.Array  # [T], the best so far
-    violation: jax.Array  # [], of its conditions
-    free: jax.Array  # [T], bool
-    changed: jax.Array  # [], bool, whether that is another set than before
-    num_rounds: jax.Array  # [], int32
-
-
-def _settled(
-    matrix: jax.Array, linear: jax.Array, start: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Exact solutions from an approximate one, and whether they lead anywhere."""
-    eps = jnp.finfo(linear.dtype).eps
-    ridge = 4 * eps * linear.size**0.5
-
-    def slope(x: jax.Array) -> jax.Array:
-        return jnp.matmul(matrix, x, precision="highest") + linear
-
-    def violation(x: jax.Array) -> jax.Array:
-        return jnp.max(jnp.abs(jnp.minimum(x, slope(x))))
-
-    def unsettled(state: _Round) -> jax.Array:
-        rounding = 4 * eps * (1 + jnp.sum(state.x))
-        going = state.changed & (state.violation > rounding)
-        return going & (state.num_rounds < _MAX_EXACT_ROUNDS)
-
-    def iterate(state: _Round) -> _Round:
-        x = jnp.where(state.free, state.x, 0)
-        solved = _solved(matrix, linear, x, state.free, ridge, 3)
-        free = jnp.where(state.free, solved > 0, slope(solved) < 0)
-        solved = jnp.maximum(solved, 0)
-        found = violation(solved)
-        better = found < state.violation
-        return _Round(
-            x=jnp.where(better, solved, state.x),
-            violation=jnp.where(better, found, state.violation),
-            free=free,
-            changed=jnp.any(free != state.free),
-            num_rounds=state.num_rounds + 1,
-        )
-
-    before = violation(start)
-    first = _Round(
-        x=start,
-        violation=before,
-        free=start > slope(start),
-        changed=jnp.ones((), bool),
-        num_rounds=jnp.zeros((), jnp.int32),
-    )
-    end = jax.lax.while_loop(unsettled, iterate, first)
-    # Entries that rounding made huge come no closer. Their size must not count in their
-    # favour, so the violation is absolute.
-    solved = end.violation < jnp.maximum(before / 4, 8 * eps)
-    return jnp.where(solved, end.x, start), solved

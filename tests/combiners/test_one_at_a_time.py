@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from dtp_jax import task_gradients
-from tests import toys
+from tests import devices, toys
 from tests.combiner_catalogue import combiners
 from tests.toys import assert_near, balancers
 
@@ -191,7 +191,7 @@ def test_eight_tasks_cost_little_more_than_one() -> None:
 def test_averages_are_spread_as_the_parameters_are(kind: AxisType) -> None:
     tx = combiners.one_at_a_time(3, balancers.mgda())
     alone, _ = scanned(tx)
-    with jax.set_mesh(jax.make_mesh((2,), ("x",), axis_types=(kind,))):
+    with jax.set_mesh(devices.mesh("x", kind, 2)):
         spec = {"w": jax.P("x"), "b": jax.P()}
         params = jax.device_put(PARAMS, spec)
         state = tx.init(params)

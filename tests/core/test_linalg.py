@@ -8,6 +8,7 @@ from jax.sharding import AxisType
 
 from dtp_jax._core import linalg
 from dtp_jax._core.orders import visiting_orders
+from tests import devices
 from tests.toys import assert_near
 
 
@@ -45,7 +46,7 @@ def test_float64_rows_stay_float64() -> None:
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_gram_of_sharded_rows(kind: AxisType) -> None:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    mesh = devices.mesh("x", kind)
     x = rows(3, 16, 4)
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, "x")))
     np.testing.assert_allclose(jax.jit(linalg.gram)(sharded), linalg.gram(x), rtol=1e-5)
@@ -84,7 +85,7 @@ def test_weighted_sum_leaves_out_rows_of_weight_zero(shape: Any, dtype: Any) -> 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_weighted_sum_of_sharded_rows(kind: AxisType) -> None:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    mesh = devices.mesh("x", kind)
     x, weights = rows(3, 16, 4), jnp.array([1.0, 0.0, -2.0])
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, "x")))
     found = jax.jit(linalg.weighted_sum)(weights, sharded)
@@ -101,7 +102,7 @@ def test_gram_with_other_rows(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_gram_with_other_sharded_rows(kind: AxisType) -> None:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
+    mesh = devices.mesh("x", kind)
     x, y = rows(3, 16, 4), rows(3, 16, 4, seed=1)
     sharding = jax.NamedSharding(mesh, jax.P(None, "x"))
     found = jax.jit(linalg.gram)(*jax.device_put((x, y), sharding))

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
 
 import dtp_jax
 from dtp_jax import feature_task_gradients, task_gradients
 from dtp_jax.gradients import GramianMode
-from tests import toys
+from tests import devices, toys
 from tests.toys import balance, balancers
 
 MODES = [mode for mode in get_args(GramianMode) if mode != "auto"]
@@ -37,10 +36,7 @@ both = pytest.mark.parametrize("check_vma", [True, False])
 
 
 def mesh_of(*sizes: int) -> Any:
-    names = ("data", "more")[: len(sizes)]
-    devices = jax.devices()[: int(np.prod(sizes))]
-    types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
+    return devices.mesh_of(dict(zip(("data", "more"), sizes, strict=False)))
 
 
 def on_shards(

@@ -7,8 +7,13 @@ import pytest
 from jax.sharding import AxisType
 
 from dtp_jax import TaskGradients, feature_task_gradients, task_gradients
-from dtp_jax.gradients import GramianMode, cross_gramian, shared_rows
-from tests import toys
+from dtp_jax.gradients import (
+    GramianMode,
+    _linearized,
+    cross_gramian,
+    shared_rows,
+)
+from tests import devices, toys
 from tests.toys import assert_near
 
 MODES = get_args(GramianMode)
@@ -309,7 +314,7 @@ def step(params: Any, x: jax.Array, mode: Any = "auto") -> Any:
 @pytest.mark.parametrize("mode", ["auto", "switch"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_the_same_gradient_on_eight_devices(kind: AxisType, mode: str) -> None:
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    mesh = devices.mesh("data", kind)
     x = jax.random.normal(jax.random.key(1), (64, 5))
     sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
     params = jax.device_put(PARAMS, jax.NamedSharding(mesh, jax.P()))
@@ -321,7 +326,7 @@ def test_the_same_gradient_on_eight_devices(kind: AxisType, mode: str) -> None:
 
 
 def test_stacked_gradients_sharded_on_a_later_axis() -> None:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    mesh = devices.mesh("x", AxisType.Explicit)
     rows = jnp.arange(2 * 4 * 16.0).reshape(2, 4, 16)
     sharded = jax.device_put(rows, jax.NamedSharding(mesh, jax.P(None, None, "x")))
 
@@ -338,7 +343,7 @@ def test_stacked_gradients_sharded_on_a_later_axis() -> None:
 @pytest.mark.parametrize("mode", ["auto", "switch"])
 def test_combine_inside_shard_map(mode: Any) -> None:
     # The gradient is that of the device's own batch; its mean is the global one.
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = devices.mesh("data")
     x = jax.random.normal(jax.random.key(1), (64, 5))
 
     def local(params: Any, x: jax.Array) -> Any:
@@ -467,3 +472,51 @@ def test_products_of_batches_that_do_not_fit() -> None:
     )(jnp.array(1.0), 2.0)
     with pytest.raises(ValueError, match="features differ from batch to batch"):
         cross_gramian(at_features, at_features)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_chunks_are_as_large_as_their_memory_allows(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(leaves: list[jax.Array]) -> list[jax.Array]:
+        shapes.append(leaves[0].shape)
+        return leaves
+
+    gradients = task_gradients(losses_fn, gramian="chunks")(PARAMS, X)
+    linear_map: Any = gradients._map
+    held = [*jax.tree.leaves(linear_map.jvp), *linear_map.param_types]
+    of_task = sum(leaf.size * leaf.dtype.itemsize for leaf in held)
+    monkeypatch.setattr(_linearized, "_CHUNK_BYTES", size * of_task)
+    shapes: list[Any] = []
+    program = str(jax.make_jaxpr(lambda: linear_map.each(rows))())
+    # Two at a time, the third is left over.
+    assert ("scan" in program) == (size < 3)
+    assert len(shapes) == (2 if size == 2 else 1)
+    found = jax.jit(lambda: gradients.gramian())()
+    expected = task_gradients(losses_fn)(PARAMS, X).gramian()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "backend", "expected"),
+    [
+        (8, "gpu", "unrolled"),
+        (9, "gpu", "vmap"),
+        (65, "gpu", "vmap"),
+        (8, "cpu", "unrolled"),
+        (9, "cpu", "switch"),
+        (65, "cpu", "map"),
+    ],
+)
+def test_the_way_that_is_chosen(
+    num_tasks: int, backend: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    scales = jnp.arange(1.0, num_tasks + 1)
+    gradients = task_gradients(lambda w: jnp.sin(w * scales))(jnp.ones(()))
+    linear_map: Any = gradients._map
+    assert linear_map._mode == expected
+    # What is too large to be taken together.
+    monkeypatch.setattr(_linearized, "_CHUNK_BYTES", 1)
+    large = {9: "switch", 65: "chunks"} if backend == "gpu" else {}
+    assert linear_map._mode == large.get(num_tasks, expected)

@@ -9,7 +9,7 @@ import pytest
 
 import dtp_jax
 from dtp_jax import TaskGradients, focal_weights, task_gradients
-from tests import toys
+from tests import devices, toys
 from tests.toys import assert_near, balance, balancers, dynamic_task_prioritization
 
 KPIS = {"a": jnp.array(0.3), "b": jnp.array(0.7), "c": jnp.array(0.9)}
@@ -444,7 +444,7 @@ def test_float64_weights_for_float64_tasks() -> None:
 
 
 def test_inside_shard_map_with_global_losses_and_kpis() -> None:
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = devices.mesh("data")
     x = jax.random.normal(jax.random.key(0), (64, 2))
     link = balance(balancers.focal(alpha=1.0), NAMES)
 

@@ -8,6 +8,7 @@ import pytest
 from dtp_jax._core import linalg
 from dtp_jax.solvers import _bargaining, min_norm_point
 from dtp_jax.solvers._bargaining import NashPoint, fair_equation, nash_equation
+from tests import devices
 
 # Compiling takes the time, so there is one shape of each kind.
 NUM_TASKS = [1, 2, 3, 8, 128]
@@ -395,7 +396,7 @@ def test_no_derivative_flows() -> None:
 
 
 def test_explicit_mesh() -> None:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    mesh = devices.mesh("x", jax.sharding.AxisType.Explicit)
     everywhere = jax.NamedSharding(mesh, jax.P(None, None))
     for gramian in (gram(normal(3, 9)), gram([[1.0], [-1.0], [1.0]])):
         found = solve(jax.device_put(gramian, everywhere))

@@ -7,6 +7,7 @@ import pytest
 
 from dtp_jax.solvers import min_norm_point
 from dtp_jax.solvers._cagrad_problem import CagradPoint, cagrad_problem
+from tests import devices
 from tests.solvers import problems
 from tests.toys import assert_near
 
@@ -274,7 +275,7 @@ def test_dtypes_and_derivatives() -> None:
 
 
 def test_explicit_mesh() -> None:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    mesh = devices.mesh("x", jax.sharding.AxisType.Explicit)
     rows = problems.draw(problems.correlated, 5, 9, 6, 1)
     gramian = jnp.asarray(rows @ rows.T, jnp.float32)
     everywhere = jax.NamedSharding(mesh, jax.P(None, None))

@@ -8,6 +8,7 @@ import pytest
 
 from dtp_jax._core import linalg
 from dtp_jax.solvers import MinNormPoint, min_norm_point
+from tests import devices
 from tests.toys import assert_near
 
 solve = jax.jit(min_norm_point)
@@ -338,7 +339,7 @@ def test_no_derivative_flows() -> None:
 
 
 def test_explicit_mesh() -> None:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    mesh = devices.mesh("x", jax.sharding.AxisType.Explicit)
     gramian = gram(normal(5, 9))
     everywhere = jax.NamedSharding(mesh, jax.P(None, None))
     found = solve(jax.device_put(gramian, everywhere))

@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize
 
 from dtp_jax.solvers._interior_point import interior_point
-from dtp_jax.solvers._quadratic import softened_quadratic
+from dtp_jax.solvers._softened import softened_quadratic
 from tests.solvers.problems import KINDS, draw
 
 EPS = np.finfo(np.float32).eps

@@ -10,7 +10,7 @@ from dtp_jax._core.checks import check_number, check_scalar
 from dtp_jax._core.layout import layout_of, per_task
 from dtp_jax._core.linalg import correlation, positive, squared_norm, subproblem
 from dtp_jax._core.reads import gramian_of
-from dtp_jax.solvers._quadratic import softened_quadratic
+from dtp_jax.solvers._softened import softened_quadratic
 
 
 class PcdState(NamedTuple):

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
 
 from dtp_jax import task_gradients
-from tests import toys
+from tests import devices, toys
 from tests.toys import balance, balancers
 
 NUM_POINTS = 10_000
@@ -70,7 +69,7 @@ def test_the_state_is_spread_as_the_points_are(name: str) -> None:
 
     given = (np.ones_like(losses), losses)
     alone, _ = step(*given)
-    mesh = jax.make_mesh((8,), ("points",), axis_types=(AxisType.Auto,))
+    mesh = devices.mesh("points")
     with jax.set_mesh(mesh):
         weights, state = step(*jax.device_put(given, jax.P("points")))
     toys.assert_near(weights, alone, rtol=1e-6)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dtp_jax.balancers.on_weights import _random
+from tests import devices
 from tests.balancers.sequences import over
 
 random: Any = _random.random
@@ -83,7 +84,7 @@ def test_every_device_decides_the_same() -> None:
 
     each = jax.shard_map(
         on_one,
-        mesh=jax.make_mesh((8,), ("device",)),
+        mesh=devices.mesh("device"),
         in_specs=(jax.P(), jax.P()),
         out_specs=jax.P("device"),
         check_vma=False,

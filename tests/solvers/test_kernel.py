@@ -1,0 +1,145 @@
+"""Solvers as one kernel: the same answers, and programs that never wait for a host."""
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtp_jax import balancers
+from dtp_jax.solvers import _kernel
+from tests import devices
+from tests.solvers.problems import correlated, draw, independent
+
+# Each rule of a problem that has a kernel, from the Gramian to the weights.
+RULES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "cagrad": balancers.cagrad_weights,
+    "dual_projection": balancers.dual_projection_weights,
+    "fair_grad": functools.partial(balancers.fair_grad_weights, alpha=2.0),
+    "mgda": balancers.mgda_weights,
+    "nash_mtl": balancers.nash_mtl_weights,
+    "pcd": functools.partial(balancers.pcd_weights, primary=0),
+    "upgrad": balancers.upgrad_weights,
+}
+KEY = jax.random.key(0)
+# The others, and what in their programs asks the host and calls a library. The first
+# two find out whether the correlations are singular, and correct what eigenvalues give;
+# the next two go from task to task.
+OTHERS: dict[str, tuple[Callable[[jax.Array], Any], int, int]] = {
+    "config": (balancers.config_weights, 3, 2),
+    "imtl_g": (balancers.imtl_g_weights, 3, 2),
+    "pcgrad": (functools.partial(balancers.pcgrad_weights, key=KEY), 1, 0),
+    "grad_vac": (functools.partial(balancers.grad_vac_weights, key=KEY), 1, 0),
+    "aligned_mtl": (balancers.aligned_mtl_weights, 0, 1),
+}
+TRITON = "__gpu$xla.gpu.triton"
+
+pytestmark = pytest.mark.skipif(
+    _kernel._pallas() is None, reason="this version of JAX makes no kernels"
+)
+
+
+def gramians(num_tasks: int) -> jax.Array:
+    """Of several kinds, the last one of more tasks than parameters."""
+    rows = [
+        draw(independent, num_tasks, num_tasks + 3),
+        draw(correlated, num_tasks, num_tasks + 3),
+        draw(independent, num_tasks, 2),
+    ]
+    return jnp.stack([jnp.asarray(x @ x.T, jnp.float32) for x in rows])
+
+
+def answers(rule: Callable[[jax.Array], jax.Array], given: jax.Array) -> np.ndarray:
+    return np.asarray(jax.jit(jax.vmap(rule))(given))
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "num_tasks", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 16, 33))]
+)
+def test_a_kernel_answers_as_the_library_does(name: str, num_tasks: int) -> None:
+    given = gramians(num_tasks)
+    real = _kernel.available()
+    with devices.kernels(False):
+        expected = answers(RULES[name], given)
+    with devices.kernels(True, interpreted=not real):
+        found = answers(RULES[name], given)
+    # Weights of more tasks than parameters are not unique, their vector is.
+    for gramian, x, y in zip(np.asarray(given), found, expected, strict=True):
+        lengths = np.sqrt(np.diagonal(gramian))
+        cosines = gramian / lengths[:, None] / lengths[None, :]
+        vectors = cosines @ (lengths * x), cosines @ (lengths * y)
+        size = np.abs(lengths * y).sum()
+        np.testing.assert_allclose(*vectors, rtol=0, atol=2e-5 * size)
+
+
+def exported(rule: Callable[[jax.Array], Any], num_tasks: int) -> str:
+    """The program for a CUDA device, which any machine can make."""
+    checks = [jax.export.DisabledSafetyCheck.custom_call(TRITON)]
+    with devices.kernels(True):
+        program = jax.export.export(
+            jax.jit(rule), platforms=("cuda",), disabled_checks=checks
+        )(gramians(num_tasks)[0])
+    return program.mlir_module()
+
+
+def asks_the_host(text: str) -> int:
+    """How many loops there are, and branches that the platform does not choose."""
+    found = len(re.findall(r'stablehlo\.while"?\(', text))
+    for function in text.split("func.func")[1:]:
+        known = set(re.findall(r"(%\w+) = stablehlo\.constant", function))
+        for line in function.splitlines():
+            branch = re.search(
+                r'(%\w+)(?::\d+)? = "stablehlo\.(?:case|if)"\((%\w+)\)', line
+            )
+            if branch and branch[2] in known:
+                # The choice by platform is a branch that gives the number of the next.
+                known.add(branch[1])
+            elif branch:
+                found += 1
+    return found
+
+
+def calls(text: str) -> Counter[str]:
+    return Counter(re.findall(r"custom_call @([\w$.]+)", text))
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("num_tasks", [2, 3, pytest.param(128, marks=pytest.mark.slow)])
+def test_a_solver_is_one_kernel_and_asks_the_host_nothing(
+    name: str, num_tasks: int
+) -> None:
+    text = exported(RULES[name], num_tasks)
+    assert asks_the_host(text) == 0
+    # Two tasks have a closed form.
+    closed = name == "mgda" and num_tasks == 2
+    assert calls(text) == ({} if closed else {TRITON: 1})
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_the_other_rules_ask_and_call(name: str) -> None:
+    rule, questions, libraries = OTHERS[name]
+    text = exported(rule, 8)
+    assert asks_the_host(text) == questions
+    assert calls(text).total() == libraries
+
+
+def test_what_is_no_work_for_a_kernel_takes_the_loops() -> None:
+    text = exported(balancers.mgda_weights, 129)
+    assert asks_the_host(text) == 1
+    assert TRITON not in calls(text)
+    with jax.enable_x64(True), devices.kernels(True, interpreted=True):
+        program: Any = jax.make_jaxpr(balancers.mgda_weights)(jnp.eye(3))
+    assert "pallas_call" not in str(program)
+
+
+def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DTP_JAX_KERNELS", "0")
+    assert not _kernel.available.__wrapped__()
+    monkeypatch.setenv("DTP_JAX_KERNELS", "interpret")
+    assert _kernel.available.__wrapped__()
