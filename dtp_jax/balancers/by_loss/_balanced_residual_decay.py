@@ -89,7 +89,7 @@ def balanced_residual_decay(
         layout, losses, preferences = read_losses(name, updates, params)
         active = preferences > 0
         losses = jnp.where(active, jnp.maximum(losses, 0), 0)
-        counts = optax.safe_increment(state.counts)
+        counts = jnp.asarray(optax.safe_increment(state.counts))
         # The root of the mean, in units of the larger part: squares would overflow.
         size = jnp.maximum(state.means, losses)
         unit = jnp.where(size > 0, size, 1)
