@@ -75,9 +75,7 @@ def intervals(
         return figure
 
 
-def tradeoff(
-    points: Mapping[str, Sequence[float]], *, labels: Sequence[str]
-) -> Figure:
+def tradeoff(points: Mapping[str, Sequence[float]], *, labels: Sequence[str]) -> Figure:
     """A point for each method: two quantities, and a third as its colour.
 
     Args:

@@ -7,19 +7,13 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from ._problem import Method, Problem, check_problem
-from ._program import (
-    Data,
-    Program,
-    Setting,
-    check_kpis,
-    data_of,
-    fingerprint,
-    first_batch,
-    kpis_of,
-    losses_and_kpis,
-    many_at_once,
-)
+from ._data import Data, data_of, first_batch
+from ._judge import check_kpis, kpis_of, losses_and_kpis
+from ._many import many_at_once
+from ._methods import Method
+from ._problem import Problem, check_problem
+from ._program import Program, fingerprint
+from ._settings import Setting
 
 
 def checked_data(problem: Problem) -> Data:

@@ -13,31 +13,20 @@ from dtp_jax._core.checks import check_number, check_whole
 from dtp_jax.balancers import constant as constant_balancer
 from dtp_jax.links import balance
 
+from ._arrays import digest
 from ._checks import can_be_mapped, checked_data, make_programs
 from ._comparison import Comparison
 from ._costs import PLAIN, measure_costs
-from ._methods import default_methods
-from ._plan import (
-    ALWAYS,
-    EQUAL,
-    FIXED,
-    SINGLE,
-    Rule,
-    check_rule,
-    check_stored,
-    chunk_size_of,
-    constant,
-    fixed_tries,
-    single_tries,
-    tries_of,
-    versions,
-)
-from ._problem import Method, Problem, as_methods
-from ._program import of_one, stacked
+from ._default import default_methods
+from ._methods import Method, as_methods
+from ._plan import ALWAYS, EQUAL, FIXED, SINGLE, check_stored, chunk_size_of, versions
+from ._problem import Problem
 from ._progress import progress_bar
-from ._store import COSTS, PLAN, Store, digest
+from ._settings import of_one, stacked
+from ._store import COSTS, PLAN, Store
 from ._study import Study
 from ._train import Trainer
+from ._tries import Rule, check_rule, constant, fixed_tries, single_tries, tries_of
 
 FIRST_TUNING_SEED = 100_000  # no seed that is reported
 

@@ -6,9 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-from ._program import Data, Program, Setting, train_plain
+from ._data import Data, batch_of, key_of
+from ._judge import losses_and_kpis
+from ._problem import Problem
+from ._program import Program
+from ._settings import Setting
 
 PLAIN = "plain"
 
@@ -82,6 +88,46 @@ def measure_costs(
         }
         for name in compiled
     }
+
+
+def train_plain(
+    problem: Problem,
+    carry: Any,
+    setting: Setting,
+    seed: Any,
+    start: Any,
+    data: Data,
+    num_steps: int,
+) -> Any:
+    """Training on the sum of the losses without anything of this library.
+
+    Args:
+        problem: What is trained.
+        carry: Parameters and the state of the problem's optimizer.
+        setting: Of which only the rate counts.
+        seed: Of the batches.
+        start: The number of the first step.
+        data: What to train on.
+        num_steps: How many steps.
+
+    Returns:
+        Parameters and state after them.
+    """
+    tx = problem.optimizer(setting["rate"])
+
+    def step(carry: Any, number: jax.Array) -> tuple[Any, None]:
+        params, opt_state = carry
+        batch = batch_of(problem, data, key_of(seed, 1), number)
+
+        def total(params: Any) -> jax.Array:
+            losses = losses_and_kpis(problem, params, batch)[0]
+            return problem.layout.vector("losses", losses).sum()
+
+        updates, opt_state = tx.update(jax.grad(total)(params), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    numbers = start + jnp.arange(num_steps, dtype=jnp.int32)
+    return jax.lax.scan(step, carry, numbers)[0]
 
 
 def _plain(program: Program) -> Callable[..., Any]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from ._plan import EQUAL, SINGLE
-from ._program import Setting
 from ._result import Results
-from ._statistics import Interval
+from ._settings import Setting
+from ._student import Interval
 from ._tables import markdown, number, percent
 
 RULES = {
@@ -35,9 +35,7 @@ def table(results: Results) -> str:
     head += ["average, difference", "worst, difference", "time", "memory", share]
     rows = [head]
     for row in _in_order(results):
-        interval = {
-            what: results.interval(each[row]) for what, each in values.items()
-        }
+        interval = {what: results.interval(each[row]) for what, each in values.items()}
         cells = [
             row,
             percent(interval["average"]),
@@ -173,8 +171,8 @@ def report(results: Results) -> str:
         equal weights at the end.
     """
     in_time = """
-        With as many tries as fit into the time that equal weights take for theirs, those
-        of middle rates first:
+        With as many tries as fit into the time that equal weights take for theirs,
+        those of middle rates first:
     """
     parts = [
         table(results),

@@ -6,17 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._plan import EQUAL, SINGLE, Rule
-from ._program import Setting
-from ._statistics import (
-    Interval,
-    holm,
-    improvement,
-    p_value,
-    ranks,
-    t_interval,
-    win_rate,
-)
+from ._chances import holm, win_rate
+from ._plan import EQUAL, SINGLE
+from ._ranks import improvement, ranks
+from ._settings import Setting
+from ._student import Interval, p_value, t_interval
+from ._tries import Rule
 
 
 class Row(NamedTuple):

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._plan import EQUAL, SINGLE, Rule, Work, affordable, scores
-from ._program import Log, Setting
+from ._plan import EQUAL, SINGLE, Work, affordable
+from ._program import Log
 from ._result import Row
+from ._settings import Setting
 from ._train import Trainer
+from ._tries import Rule, scores
 
 
 class Tuned(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._statistics import Interval
+from ._student import Interval
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -7,18 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from ._arrays import flat, unflat
+from ._data import Data
+from ._judge import check_kpis
+from ._many import many_at_once, one_by_one
 from ._plan import Work
-from ._program import (
-    Data,
-    Log,
-    Program,
-    check_kpis,
-    many_at_once,
-    one_by_one,
-    stacked,
-)
+from ._program import Log, Program
 from ._progress import Progress
-from ._store import Store, file_name, flat, unflat
+from ._settings import stacked
+from ._store import Store, file_name
 
 
 class Trainer:
@@ -79,9 +76,8 @@ class Trainer:
         for row, each in chunks.items():
             logs = [chunk.read() for chunk in each]
             whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *logs)
-            found[row] = jax.tree.map(
-                lambda leaf, count=len(work[row].seeds): leaf[:count], whole
-            )
+            count = len(work[row].seeds)
+            found[row] = Log(*(leaf[:count] for leaf in whole))
         return found
 
     def num_rounds_of(self, work: Work) -> int:
@@ -152,11 +148,10 @@ class _Chunk:
         init, _ = self.trainer.functions_of(self.row)
         arrays = self.trainer.store.read(f"{self.name}.part")
         self.saved = time.monotonic()
+        self.carry = init(self.settings, self.seeds)
         if arrays is None:
-            self.carry = jax.device_get(init(self.settings, self.seeds))
             return
-        like = jax.eval_shape(init, self.settings, self.seeds)
-        self.carry = unflat(arrays, like)
+        self.carry = unflat(arrays, self.carry)
         self.logs = Log(*(arrays[field] for field in Log._fields))
         self.number = self.logs.test.shape[1]
 
@@ -179,9 +174,7 @@ class _Chunk:
             trainer.store.forget(f"{self.name}.part")
             self.carry = None
         elif time.monotonic() - self.saved >= trainer.save_every:
-            trainer.store.write(
-                f"{self.name}.part", flat(self.carry) | self._results()
-            )
+            trainer.store.write(f"{self.name}.part", flat(self.carry) | self._results())
             self.saved = time.monotonic()
 
     def _append(self, log: Log) -> None:

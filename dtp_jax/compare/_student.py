@@ -1,11 +1,11 @@
-"""Means over seeds: how far they may be off, and which differences are noise.
+"""Student's t: how far a mean over seeds may be off.
 
 Seeds are taken for independent draws of a random variable whose mean over S seeds is
 about normal. What every seed shares, such as the data set, is no part of the noise.
 """
 
+import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +55,7 @@ def t_distribution(t: float, degrees: int) -> float:
     return min(max(found, 0.0), 1.0)
 
 
+@functools.lru_cache
 def t_quantile(confidence: float, degrees: int) -> float:
     """The t for which Student's distribution has `confidence` in [-t, t].
 
@@ -136,117 +137,3 @@ def p_value(differences: np.ndarray) -> float:
     error = differences.std(ddof=1) / math.sqrt(len(differences))
     t = abs(differences.mean()) / error
     return max(0.0, 1 - t_distribution(float(t), len(differences) - 1))
-
-
-def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which of several differences are more than noise, all taken together.
-
-    Holm's method: the k-th smallest of n p-values must be at most ``level / (n - k +
-    1)``, and so must all before it. The probability that any true zero is called a
-    difference is then at most `level`.
-
-    Args:
-        p_values: One for each difference.
-        level: In (0, 1).
-
-    Returns:
-        True for what is more than noise.
-
-    Example:
-        >>> holm([0.04, 0.001, 0.03])
-        [False, True, False]
-
-    References:
-        Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
-    """
-    found = [False] * len(p_values)
-    ordered = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    for count, place in enumerate(ordered):
-        if p_values[place] > level / (len(p_values) - count):
-            break
-        found[place] = True
-    return found
-
-
-def win_rate(
-    ours: np.ndarray, theirs: np.ndarray, confidence: float = 0.95
-) -> Interval:
-    """The probability of beating another method with the same seed.
-
-    The share of the seeds in which ours is better, a tie counting half, with Wilson's
-    interval for a share.
-
-    Args:
-        ours: ``[S]``.
-        theirs: ``[S]``, of the same seeds.
-        confidence: In (0, 1).
-
-    Returns:
-        Scalars in [0, 1].
-
-    Example:
-        >>> win_rate(np.array([1.0, 2.0]), np.array([1.0, 1.0])).mean.item()
-        0.75
-
-    References:
-        Wilson, "Probable Inference, the Law of Succession, and Statistical Inference",
-        1927.
-    """
-    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
-    share = np.mean((ours > theirs) + 0.5 * (ours == theirs))
-    size = len(ours)
-    # Student's t with very many degrees is normal.
-    z2 = t_quantile(confidence, 10_001) ** 2
-    middle = (share + z2 / (2 * size)) / (1 + z2 / size)
-    inner = share * (1 - share) / size + z2 / (4 * size**2)
-    reach = math.sqrt(z2 * inner) / (1 + z2 / size)
-    ends = np.clip([middle - reach, middle + reach], 0.0, 1.0)
-    return Interval(np.asarray(share), ends[0], ends[1])
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the first axis, 1 for the largest, ties sharing their mean.
-
-    Args:
-        values: ``[M, ...]``, without NaN.
-
-    Returns:
-        ``[M, ...]``, in [1, M].
-
-    Example:
-        >>> ranks(np.array([0.3, 0.5, 0.3])).tolist()
-        [2.5, 1.0, 2.5]
-    """
-    above = (values[None] > values[:, None]).sum(axis=1)
-    equal = (values[None] == values[:, None]).sum(axis=1)
-    return above + (equal + 1) / 2
-
-
-def improvement(kpis: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The delta-m of the field: the mean relative improvement over single tasks.
-
-    Computes ``mean_t (kpi_t - reference_t) / reference_t``; higher is better, as KPIs
-    are. Tasks of reference zero have no relative improvement and are left out.
-
-    Args:
-        kpis: ``[..., T]``.
-        reference: ``[T]`` or ``[..., T]``, of networks of one task.
-
-    Returns:
-        ``[...]``, 0 for "as good"; NaN if no task has a reference.
-
-    Example:
-        One task ten percent better, one as good.
-
-        >>> improvement(np.array([0.55, 0.8]), np.array([0.5, 0.8])).round(6).item()
-        0.05
-
-    References:
-        Maninis et al., "Attentive Single-Tasking of Multiple Tasks", CVPR 2019, eq. 4.
-    """
-    kpis, reference = np.broadcast_arrays(kpis, reference)
-    known = reference > 0
-    gains = (kpis - reference) / np.where(known, reference, 1)
-    count = known.sum(axis=-1)
-    total = np.where(known, gains, 0).sum(axis=-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
