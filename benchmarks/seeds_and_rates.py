@@ -1,10 +1,9 @@
 """Seeds and learning rates as an axis of one program, against one after the other.
 
 A method of `dtp_jax.compare` trains S seeds and R rates of a small network: all in one
-program; in chunks; and one after the other, by the same program for one network, whole
-rounds of steps at a time, which is the faster of two ways of doing so; the other, a
-Python loop over compiled steps, is how most training is written. Compilation is left out
-on all sides.
+program; in chunks; and one after the other, by the same program for one network, a
+whole round of steps at a time; and step by step, by a Python loop over a compiled step,
+as most training is written. Compilation is left out on all sides.
 """
 
 import argparse
@@ -71,9 +70,8 @@ def ways(
     program: Program, data: Any, num_seeds: int, chunk: int
 ) -> dict[str, Callable[[], Any]]:
     """The same training in several ways."""
-    settings = [
-        {"rate": rate, "numbers": {}} for rate in RATES for _ in range(num_seeds)
-    ]
+    each = [{"rate": rate, "numbers": {}} for rate in RATES]
+    settings = [setting for setting in each for _ in range(num_seeds)]
     seeds = np.tile(np.arange(num_seeds, dtype=np.int32), len(RATES))
     init, round_ = many_at_once(program)
 

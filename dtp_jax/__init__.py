@@ -33,9 +33,9 @@ from dtp_jax.links import (
 __version__ = "0.1.0"
 
 
-# These need flax or matplotlib, which are extras, or are seldom needed: they are imported
-# when they are first used. A type checker must not see the function, or it believes in
-# every name.
+# These need flax or matplotlib, which are extras, or are seldom needed: they are
+# imported when they are first used. A type checker must not see the function, or it
+# believes in every name.
 if TYPE_CHECKING:
     from dtp_jax import compare as compare
     from dtp_jax import linen as linen

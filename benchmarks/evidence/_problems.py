@@ -24,7 +24,7 @@ PROBLEMS = {
         find.find_and_read,
         2e-3,
         3e-2,
-        chunk_size=2,
+        chunk_size=1,
     ),
     "lower half": Evidence(
         "The 32 pixels of the lower half of a digit from its upper half: many outputs "

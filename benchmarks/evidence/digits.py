@@ -121,10 +121,8 @@ def nine_of_mnist(size: Size) -> Problem:
     starts = {"train": (0, 3500), "validation": (3500, 4000), "test": (4000, 5000)}
     counts = {"train": 10_000, "validation": 1000, "test": 1000}
     splits = {
-        name: _rows(
-            images[slice(*part)], labels[slice(*part)], inks, size, counts[name]
-        )
-        for name, part in starts.items()
+        name: _rows(images[low:high], labels[low:high], inks, size.count(counts[name]))
+        for name, (low, high) in starts.items()
     }
 
     def losses(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -172,10 +170,10 @@ def mnist() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rows(
-    images: np.ndarray, labels: np.ndarray, inks: np.ndarray, size: Size, full: int
+    images: np.ndarray, labels: np.ndarray, inks: np.ndarray, count: int
 ) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(len(labels))
-    count, side = size.count(full), images.shape[1]
+    side = images.shape[1]
     chosen = rng.integers(len(labels), size=(count, NINE))
     rows = np.zeros((count, side, STRIDE * (NINE - 1) + side), np.float32)
     for place, ink in enumerate(inks):

@@ -30,9 +30,9 @@ def find_and_read(size: Size) -> Problem:
     digits = _digits.split_digits()
     train, validation, test = (
         _digits.make_scenes(digits[split], size.count(count))
-        for split, count in (("train", 10_000), ("validation", 1000), ("test", 1000))
+        for split, count in (("train", 10_000), ("validation", 500), ("test", 1000))
     )
-    steps = size.steps(800)
+    steps = size.steps(600)
     return Problem(
         tasks=find_digit.TASKS,
         init=_init,
@@ -42,7 +42,7 @@ def find_and_read(size: Size) -> Problem:
         test=test,
         optimizer=adam(steps),
         num_steps=steps,
-        batch_size=find_digit.BATCH_SIZE,
+        batch_size=16,
         evaluate=_evaluate,
         shared=in_trunk,
     )

@@ -47,7 +47,7 @@ def move(state: jax.Array, action: jax.Array, length: Any, gravity: Any) -> jax.
         Barto, Sutton & Anderson, "Neuronlike Adaptive Elements That Can Solve Difficult
         Learning Control Problems", 1983, with the usual integration by Euler's method.
     """
-    place, speed, angle, turn = jnp.moveaxis(state, -1, 0)
+    _, speed, angle, turn = jnp.moveaxis(state, -1, 0)
     force = jnp.where(action == 1, FORCE, -FORCE)
     total = CART + POLE
     sine, cosine = jnp.sin(angle), jnp.cos(angle)
@@ -69,11 +69,8 @@ def logits_of(params: Any, task: Any, states: jax.Array) -> jax.Array:
     """The policy of a task, ``[..., 2]``, at states ``[..., 4]``."""
     scale = jnp.array([2.4, 3.0, 0.2, 3.0])
     flat = (states / scale).reshape(-1, 4)
-    inputs = jnp.concatenate(
-        [flat, jnp.broadcast_to(jax.nn.one_hot(task, NUM_TASKS), (len(flat), 8))],
-        axis=1,
-    )
-    features = inputs
+    which = jnp.broadcast_to(jax.nn.one_hot(task, NUM_TASKS), (len(flat), NUM_TASKS))
+    features = jnp.concatenate([flat, which], axis=1)
     for layer in params["trunk"]:
         features = jax.nn.relu(features @ layer["w"] + layer["b"])
     heads = params["heads"]
@@ -96,16 +93,18 @@ def play(params: Any, task: Any, key: jax.Array, count: int) -> Episodes:
     length, gravity = jnp.asarray(LENGTHS)[task], jnp.asarray(GRAVITIES)[task]
     start_key, key = jax.random.split(key)
     start = jax.random.uniform(start_key, (count, 4), minval=-0.05, maxval=0.05)
+    draws = jax.random.uniform(key, (HORIZON, count))
 
-    def step(carry: Any, key: jax.Array) -> Any:
+    def step(carry: Any, draw: jax.Array) -> Any:
         state, alive = carry
-        action = jax.random.categorical(key, logits_of(params, task, state))
+        left, right = jnp.moveaxis(logits_of(params, task, state), -1, 0)
+        action = jnp.asarray(draw < jax.nn.sigmoid(right - left), jnp.int32)
         after = move(state, action, length, gravity)
         kept = jnp.where(alive[:, None], after, state)
         return (kept, alive & is_up(kept)), Episodes(state, action, alive)
 
     carry = (start, jnp.ones(count, bool))
-    return jax.lax.scan(step, carry, jax.random.split(key, HORIZON))[1]
+    return jax.lax.scan(step, carry, draws)[1]
 
 
 def task_loss(params: Any, task: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:

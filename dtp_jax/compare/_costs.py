@@ -26,6 +26,7 @@ def measure_costs(
     *,
     rounds: int = 7,
     min_seconds: float = 0.02,
+    max_seconds: float = 60.0,
 ) -> dict[str, dict[str, float]]:
     """Times steps of one network with each method, and plain ones, all in turn.
 
@@ -39,6 +40,7 @@ def measure_costs(
         data: What to train on.
         rounds: How often each is timed; the medians count.
         min_seconds: How long a timing must at least take.
+        max_seconds: What all together may take; three rounds if that is too short.
 
     Returns:
         For each row, "plain" first: "seconds" of a step, "bytes" of temporary memory,
@@ -69,10 +71,12 @@ def measure_costs(
         sizes[name] += held
         compiled[name] = _call(executable, carry, setting, data)
         seconds[name] = []
-    repeats = {}
+    repeats, of_round = {}, 0.0
     for name, call in compiled.items():
         once = min(_seconds(call, 1) for _ in range(2))
         repeats[name] = max(1, int(min_seconds / max(once, 1e-7)))
+        of_round += repeats[name] * once
+    rounds = max(3, min(rounds, int(max_seconds / of_round)))
     names = list(compiled)
     for number in range(rounds):
         first = number % len(names)
