@@ -4,10 +4,11 @@ BIN := .venv/bin
 # 25.1 is the first that installs dependency groups; 26 is the newest that was tried.
 PIP_RANGE := pip>=25.1,<27
 
-.PHONY: help demo dtp-study multi-mnist find-digit toys physics test test-slow test-newest lint format hooks build bench bench-torchjd test-torchjd docs clean
+.PHONY: help demo dtp-study evidence evidence-short multi-mnist find-digit toys physics test test-slow test-newest lint format hooks build bench bench-torchjd test-torchjd docs clean
 help:
 	@echo "make demo       two-digit demo: tables and plots in outputs/ (some 10 minutes)"
 	@echo "make dtp-study  what each setting of prioritization does (about an hour)"
+	@echo "make evidence   which method helps where (hours, resumable); evidence-short: minutes"
 	@echo "make multi-mnist, find-digit, toys, physics: further examples (under 5 minutes each)"
 	@echo "make test       the test suite (under 8 minutes on 2 cores)"
 	@echo "make test-slow  the longer checks"
@@ -39,6 +40,13 @@ demo: .venv/.installed-examples
 
 dtp-study: .venv/.installed-examples
 	$(BIN)/python -m benchmarks.dtp_study
+
+# Goes on where it was; docs/evidence.md is written at the end.
+evidence: .venv/.installed-evidence
+	$(BIN)/python -m benchmarks.evidence --page docs/evidence.md
+
+evidence-short: .venv/.installed-evidence
+	$(BIN)/python -m benchmarks.evidence --short
 
 multi-mnist: .venv/.installed-examples
 	$(BIN)/python -m examples.multi_mnist
@@ -107,6 +115,7 @@ bench: .venv/.installed-examples
 	$(BIN)/python -m benchmarks.methods --widths 64 512 512 512 512 \
 		--methods "grad_norm, every 10" "lr_annealing, every 10" "ntk, every 10"
 	$(BIN)/python -m benchmarks.instance_wise
+	$(BIN)/python -m benchmarks.seeds_and_rates
 
 bench-torchjd: .venv/.installed-torchjd
 	$(BIN)/python -m benchmarks.torchjd

@@ -105,9 +105,9 @@ def overview(results: Mapping[str, Comparison]) -> str:
             method,
             str(len(of)),
             f"{cells['rank']:.1f}",
-            f"{100 * cells['improvement']:+.1f}",
-            f"{100 * gains['average']:+.1f}",
-            f"{100 * gains['worst']:+.1f}",
+            _signed(cells["improvement"]),
+            _signed(gains["average"]),
+            _signed(gains["worst"]),
             f"{100 * beats:.0f}",
             _counts(verdicts),
             _counts(worst),
@@ -228,6 +228,11 @@ def _how_to_read(results: Mapping[str, Comparison]) -> str:
         by more than noise, with Holm's correction within each problem; "time" of a step
         is relative to plain training.
     """
+
+
+def _signed(share: np.floating | float) -> str:
+    # A problem on which single tasks learn nothing has no relative improvement.
+    return f"{100 * share + 0.0:+.1f}" if np.isfinite(share) else "-"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -107,11 +107,8 @@ def play(params: Any, task: Any, key: jax.Array, count: int) -> Episodes:
     return jax.lax.scan(step, carry, draws)[1]
 
 
-def task_loss(params: Any, task: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Minus what REINFORCE raises, with a baseline, and the share of the time up."""
-    episodes = jax.lax.stop_gradient(
-        play(jax.lax.stop_gradient(params), task, key, EPISODES)
-    )
+def task_loss(params: Any, task: int, episodes: Episodes) -> jax.Array:
+    """Minus what REINFORCE raises, with a baseline and a bonus for entropy."""
     alive = episodes.alive.astype(jnp.float32)
 
     def discounted(after: jax.Array, reward: jax.Array) -> Any:
@@ -127,7 +124,7 @@ def task_loss(params: Any, task: Any, key: jax.Array) -> tuple[jax.Array, jax.Ar
     chosen = jnp.take_along_axis(logs, episodes.actions[..., None], axis=-1)[..., 0]
     entropy = -(jnp.exp(logs) * logs).sum(axis=-1)
     gain = chosen * advantage / spread + ENTROPY * entropy
-    return -(gain * alive).sum() / alive.sum(), alive.mean()
+    return -(gain * alive).sum() / alive.sum()
 
 
 def eight_poles(size: Size) -> Problem:
@@ -145,7 +142,14 @@ def eight_poles(size: Size) -> Problem:
 
     def losses(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = jax.random.split(key, NUM_TASKS)
-        return jax.vmap(task_loss, (None, 0, 0))(params, tasks, keys)
+        still = jax.lax.stop_gradient(params)
+        played = jax.vmap(play, (None, 0, 0, None))(still, tasks, keys, EPISODES)
+        # One by one, so that the gradient of a task is not computed for all of them.
+        found = [
+            task_loss(params, task, jax.tree.map(lambda x, task=task: x[task], played))
+            for task in range(NUM_TASKS)
+        ]
+        return jnp.stack(found), played.alive.mean(axis=(1, 2))
 
     def evaluate(params: Any, seed: jax.Array) -> jax.Array:
         keys = jax.random.split(jax.random.key(seed), NUM_TASKS)
