@@ -70,8 +70,8 @@ def lower_half(size: Size) -> Problem:
     """The lower half of a digit from its upper half: 32 pixels, 32 tasks.
 
     A KPI is the share of the variance of its pixel that is explained, zero for less
-    than none. Some pixels are empty in most digits, two in all: these have a KPI of 1
-    for a network that says so.
+    than none. Three pixels are empty in all digits, or in all but a few: there a
+    network that says so has a KPI near 1.
 
     Args:
         size: How much.

@@ -79,8 +79,7 @@ def compare(
             mean "rank" over the tasks among the tries of the method; or the mean
             "improvement" over networks of single tasks.
         out: A folder for tables, figures and what is needed to go on.
-        single_rates: Those of the networks of single tasks, which are references and no
-            competitors; every second one of `rates` by default.
+        single_rates: Those of the networks of single tasks; all of `rates` by default.
         weight_span: The largest ratio of two fixed weights.
         target: Time to target is how long it takes to this share of what equal weights
             have at the end.
@@ -133,7 +132,7 @@ def compare(
         check_number(name, value, low=0, high=1, open_low=True, open_high=True)
     check_number("weight_span", weight_span, low=1, open_low=True)
     rates = _checked_rates(rates)
-    single_rates = rates[::2] if single_rates is None else _checked_rates(single_rates)
+    single_rates = rates if single_rates is None else _checked_rates(single_rates)
 
     data = checked_data(problem)
     rows = _rows(problem, methods)
