@@ -73,7 +73,8 @@ def ways(
     each = [{"rate": rate, "numbers": {}} for rate in RATES]
     settings = [setting for setting in each for _ in range(num_seeds)]
     seeds = np.tile(np.arange(num_seeds, dtype=np.int32), len(RATES))
-    init, round_ = many_at_once(program)
+    functions: Any = many_at_once(program)
+    init, round_ = functions
 
     def in_chunks(size: int) -> Callable[[], Any]:
         parts = []

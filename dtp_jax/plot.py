@@ -100,8 +100,19 @@ def tradeoff(points: Mapping[str, Sequence[float]], *, labels: Sequence[str]) ->
         axis = figure.subplots()
         x, y, color = np.array([tuple(point) for point in points.values()]).T
         drawn = axis.scatter(x, y, c=color, cmap="viridis", s=45, zorder=2)
-        for name, *place in zip(points, x, y, strict=True):
-            axis.annotate(name, place, xytext=(5, 4), textcoords="offset points")
+        named: dict[tuple[str, str], list[str]] = {}
+        for name, left, up in zip(points, x, y, strict=True):
+            named.setdefault((f"{left:.3g}", f"{up:.3g}"), []).append(name)
+        for names in named.values():
+            # Methods in one place share a label.
+            left, up, _ = points[names[0]]
+            axis.annotate(
+                ", ".join(names),
+                (left, up),
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=8,
+            )
         axis.set(xlabel=labels[0], ylabel=labels[1])
         axis.margins(0.15)
         figure.colorbar(drawn, ax=axis, label=labels[2])

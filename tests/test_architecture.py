@@ -46,7 +46,7 @@ EXTRAS = {
     "nnx": {"flax"},
     "linen": {"flax"},
     "plot": {"matplotlib"},
-    "compare": {"jaxlib", "tqdm"},
+    "compare": {"tqdm"},
 }
 
 # What a method of each folder may ask of a step; see `Watched`.

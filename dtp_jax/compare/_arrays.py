@@ -76,5 +76,6 @@ def raw(leaf: Any) -> Any:
     Returns:
         An array of numbers.
     """
-    typed = jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+    dtype: Any = getattr(leaf, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if typed else leaf

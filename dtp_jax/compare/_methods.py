@@ -11,7 +11,8 @@ from dtp_jax.links import balance
 
 from ._problem import Problem
 
-MakeLink = Callable[..., optax.GradientTransformation]
+# From the tasks, and numbers by name, to a link or a balancer.
+MakeLink = Callable[..., Any]
 
 
 class Method:

@@ -1,6 +1,7 @@
 """What is trained: rows, networks, how many at a time."""
 
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -102,12 +103,5 @@ def versions() -> dict[str, str]:
     Returns:
         Versions and the kind of device by name.
     """
-    import jaxlib
-    import optax
-
-    return {
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "optax": optax.__version__,
-        "device": jax.devices()[0].device_kind,
-    }
+    found = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax")}
+    return found | {"device": jax.devices()[0].device_kind}

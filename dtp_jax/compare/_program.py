@@ -62,8 +62,11 @@ class Program(NamedTuple):
     ) -> tuple[Any, Log]:
         """Some steps from step `start` on, and a measurement."""
         carry, weights = self.train(carry, setting, seed, start, data, self.steps)
-        kpis = [kpis_of(self.problem, carry[0], split) for split in data[1:]]
-        return carry, Log(*kpis, weights)
+        validation, test = (
+            kpis_of(self.problem, carry[0], split)
+            for split in (data.validation, data.test)
+        )
+        return carry, Log(validation, test, weights)
 
     def train(
         self,

@@ -42,7 +42,9 @@ class Store:
         if self.folder is None:
             self._arrays[name] = dict(arrays)
             return
-        self._replace(self._path(name, "npz"), lambda file: np.savez(file, **arrays))
+        # The names of arrays are arguments, which the types of numpy do not expect.
+        save: Any = np.savez
+        self._replace(self._path(name, "npz"), lambda file: save(file, **arrays))
 
     def forget(self, name: str) -> None:
         """Removes arrays, if there are any."""

@@ -31,7 +31,8 @@ class Study:
         tuning_seeds: Sequence[int],
         seeds: Sequence[int],
     ) -> None:
-        self.trainer, self.rule = trainer, rule
+        self.trainer: Trainer = trainer
+        self.rule: Rule = rule
         self.tuning_seeds, self.seeds = tuning_seeds, seeds
 
     def single_tasks(self, alone: list[list[Setting]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """Intervals cover as they claim, and ties are ties."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -30,7 +32,7 @@ def test_p_values_are_those_of_the_paired_t_test() -> None:
     assert p_value(ours - theirs) == pytest.approx(expected, rel=1e-9)
 
 
-def within(share: float, expected: float, draws: int) -> bool:
+def within(share: Any, expected: float, draws: int) -> bool:
     """Whether a share of draws is as near to what was expected as it should be."""
     error = np.sqrt(expected * (1 - expected) / draws)
     return abs(share - expected) < 4 * error
