@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from dtp_jax.compare import Comparison, compare
 
 from ._catalogue import FEW, catalogue
@@ -38,6 +40,7 @@ def run(name: str, size: Size, few: Sequence[str] | None, out: Path) -> Comparis
     methods = catalogue(problem.tasks, has_trunk=name not in WITHOUT_HEADS)
     if few is not None:
         methods = {each: methods[each] for each in few}
+    on_cpu = jax.default_backend() == "cpu"
     return compare(
         problem,
         methods,
@@ -45,7 +48,9 @@ def run(name: str, size: Size, few: Sequence[str] | None, out: Path) -> Comparis
         seeds=size.seeds,
         tuning_seeds=size.tuning_seeds,
         measurements=size.measurements,
-        chunk_size=evidence.chunk_size,
+        # What is set is for a few cores; an accelerator takes what fits.
+        chunk_size=evidence.chunk_size if on_cpu else None,
+        max_bytes=2**30 if on_cpu else 2**34,
         out=out,
     )
 

@@ -12,7 +12,7 @@ from dtp_jax.compare import Method
 from ._size import in_trunk
 
 # What the short form runs.
-FEW = ("DTP", "uncertainty", "UPGrad")
+FEW = ("DTP", "UPGrad")
 
 
 def catalogue(tasks: Any, *, has_trunk: bool = True) -> dict[str, Any]:

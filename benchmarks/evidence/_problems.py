@@ -57,6 +57,7 @@ PROBLEMS = {
         poles.eight_poles,
         1e-3,
         1.6e-2,
+        chunk_size=5,
     ),
     "two valleys": Evidence(
         "CAGrad's toy of two conflicting valleys with a known front, from random "

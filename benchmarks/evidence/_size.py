@@ -53,7 +53,7 @@ class Evidence(NamedTuple):
         make: The problem of a size.
         low: The smallest rate to try.
         high: The largest rate to try.
-        chunk_size: How many networks train at a time; None for as many as fit.
+        chunk_size: How many networks train at a time on a CPU; None for as many as fit.
         needs: A package that holds the data, or nothing.
     """
 

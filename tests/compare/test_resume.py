@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dtp_jax import dynamic_task_prioritization
@@ -84,6 +85,18 @@ def test_another_comparison_is_not_mixed_in(tmp_path: Path) -> None:
     tiny.run(tmp_path)
     with pytest.raises(ValueError, match=r"differs in rates, the method .DTP.: give"):
         tiny.run(tmp_path, rates=(0.03, 0.2))
+
+
+def test_a_method_may_be_added_and_left_out(
+    undisturbed: Comparison, tmp_path: Path
+) -> None:
+    tiny.run(tmp_path)
+    both = tiny.run(tmp_path, methods=tiny.METHODS | {"same": optax.identity()})
+    assert set(both.rows) == {*undisturbed.rows, "same"}
+    for name, row in undisturbed.rows.items():
+        np.testing.assert_array_equal(row.kpis, both.rows[name].kpis)
+    assert both.costs["same"]["time"] > 0
+    same_numbers(undisturbed, tiny.run(tmp_path))
 
 
 def test_a_changed_method_is_noticed() -> None:

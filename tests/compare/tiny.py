@@ -57,8 +57,8 @@ METHODS = {"DTP": Method(dynamic_task_prioritization, gamma=[1.0, 2.0])}
 def run(out: Any = None, **options: Any) -> Comparison:
     settings: dict[str, Any] = {"rates": (0.03, 0.1), "seeds": 3, "tuning_seeds": 2}
     settings |= {"measurements": 4, "chunk_size": 3, "save_every": 0.0}
-    settings |= {"progress": False}
-    return compare(PROBLEM, METHODS, out=out, **settings | options)
+    settings |= {"progress": False, "methods": METHODS}
+    return compare(PROBLEM, out=out, **settings | options)
 
 
 def kill_at(count: int, stop: Any) -> None:
