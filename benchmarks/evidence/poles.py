@@ -12,15 +12,18 @@ from . import _net
 from ._size import Size, adam, in_trunk
 
 NUM_TASKS = 8
-HORIZON = 100
-EPISODES = 8  # of each task in a step
+HORIZON = 200
+EPISODES = 4  # of each task in a step
 TEST_EPISODES = 32
 DISCOUNT = 0.98
 ENTROPY = 0.01
 FORCE, CART, POLE, SECONDS = 10.0, 1.0, 0.1, 0.02
-# Half lengths of the poles in metres; short ones fall fast. Gravity differs, too.
-LENGTHS = np.geomspace(0.1, 1.6, NUM_TASKS).astype(np.float32)
+# Half lengths of the poles in metres; long ones answer slowly. Gravity differs, too.
+LENGTHS = np.geomspace(0.06, 1.6, NUM_TASKS).astype(np.float32)
 GRAVITIES = np.linspace(14.0, 7.0, NUM_TASKS).astype(np.float32)
+# Gusts turn the pole in every step, by so many radians per second, normally
+# distributed: the long ones are hard to hold.
+GUST = 0.25
 
 
 class Episodes(NamedTuple):
@@ -93,18 +96,20 @@ def play(params: Any, task: Any, key: jax.Array, count: int) -> Episodes:
     length, gravity = jnp.asarray(LENGTHS)[task], jnp.asarray(GRAVITIES)[task]
     start_key, key = jax.random.split(key)
     start = jax.random.uniform(start_key, (count, 4), minval=-0.05, maxval=0.05)
-    draws = jax.random.uniform(key, (HORIZON, count))
+    action_key, gust_key = jax.random.split(key)
+    draws = jax.random.uniform(action_key, (HORIZON, count))
+    gusts = GUST * jax.random.normal(gust_key, (HORIZON, count))
 
-    def step(carry: Any, draw: jax.Array) -> Any:
-        state, alive = carry
+    def step(carry: Any, drawn: Any) -> Any:
+        (state, alive), (draw, gust) = carry, drawn
         left, right = jnp.moveaxis(logits_of(params, task, state), -1, 0)
         action = jnp.asarray(draw < jax.nn.sigmoid(right - left), jnp.int32)
-        after = move(state, action, length, gravity)
+        after = move(state, action, length, gravity).at[:, 3].add(gust)
         kept = jnp.where(alive[:, None], after, state)
         return (kept, alive & is_up(kept)), Episodes(state, action, alive)
 
     carry = (start, jnp.ones(count, bool))
-    return jax.lax.scan(step, carry, draws)[1]
+    return jax.lax.scan(step, carry, (draws, gusts))[1]
 
 
 def task_loss(params: Any, task: int, episodes: Episodes) -> jax.Array:
