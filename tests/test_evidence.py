@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import seeds_and_rates
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import digits, physics, poles, valleys
+from benchmarks.evidence import digits, find, physics, poles, valleys
 from benchmarks.evidence._catalogue import FEW, catalogue
 from benchmarks.evidence._page import findings, overview
 from benchmarks.evidence._problems import PROBLEMS
@@ -113,6 +113,21 @@ def test_zero_is_worth_nothing_to_the_equation_and_all_to_the_sides() -> None:
     sides = problem.train(jax.random.key(0), 0).y_sides
     np.testing.assert_array_equal(np.abs(sides[:, 1]), 1)
     assert sides.shape == (physics_informed.NUM_POINTS["y_sides"], 2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_patches_are_what_a_convolution_reads(stride: int) -> None:
+    images = jax.random.normal(jax.random.key(0), (2, 8, 6, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 5))
+    expected = jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    found = find.patches(images, stride) @ kernel.reshape(-1, 5)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_poles_move_like_poles() -> None:
