@@ -90,7 +90,9 @@ def make_programs(
                 program = program._replace(second=True)
                 hashes[row] = fingerprint(program, settings[row], data)
         except (ValueError, TypeError) as error:
-            raise type(error)(
+            # Errors of JAX are of these kinds, too, but not made from a message alone.
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(
                 f"The method {row!r} cannot train this problem: {error}"
             ) from error
         programs[row] = program
