@@ -32,6 +32,10 @@ def catalogue(tasks: Any, *, has_trunk: bool = True) -> dict[str, Any]:
     num_tasks = task_layout(tasks).num_tasks
     kpis: dict[str, Any] = {
         "DTP": Method(dynamic_task_prioritization),
+        # By default weights are focal after 500 steps, which is most of a short run.
+        "DTP, short ramp": lambda tasks: dynamic_task_prioritization(
+            tasks, warmup_steps=50, ramp_steps=50
+        ),
         "DTP, gamma": Method(dynamic_task_prioritization, gamma=[0.5, 1.0, 3.0]),
     }
     losses: dict[str, Callable[[], Any]] = {

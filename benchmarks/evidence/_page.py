@@ -15,12 +15,12 @@ from dtp_jax.compare import Comparison
 from dtp_jax.compare._tables import markdown
 
 from ._problems import PROBLEMS
-from ._size import Size
+from ._size import FULL, Size
 
 EQUAL, FIXED = "equal weights", "fixed weights"
 # What the summary has to say something about.
 FAMILIES = {
-    "DTP": ("DTP", "DTP, gamma", "DTP, UPGrad"),
+    "DTP": ("DTP", "DTP, short ramp", "DTP, gamma", "DTP, UPGrad"),
     "methods of conflicting gradients": (
         *("MGDA", "UPGrad", "UPGrad, every 10", "dual projection", "PCGrad"),
         *("GradVac", "CAGrad", "Nash-MTL", "FairGrad", "IMTL-G", "Aligned-MTL"),
@@ -46,13 +46,15 @@ def page(results: Mapping[str, Comparison], size: Size) -> str:
         Written by `make evidence` on {datetime.date.today():%d %B %Y}, with dtp_jax
         {dtp_jax.__version__}, {named}, on {machine()}. Every method at its defaults,
         {size.tries} tries of the learning rate on validation data with
-        {size.tuning_seeds} seeds each, {size.seeds} other seeds reported
+        a number of other seeds ({size.tuning_seeds}), and {size.seeds} seeds reported
         ([what is done and how](compare.md)). KPIs in percent; half of the 95%
         intervals.
     """
+    warning = "This is a short form, to see that everything runs: do not read it."
     parts = [
         "# Evidence",
         _filled(head),
+        *([] if size == FULL else [warning]),
         "## Over the problems",
         overview(results),
         _filled(_how_to_read(results)),
@@ -90,11 +92,11 @@ def overview(results: Mapping[str, Comparison]) -> str:
         of = [each for each in results.values() if method in each.rows]
         values = [each.values() for each in of]
         cells = {
-            what: np.mean([each[what][method].mean() for each in values])
+            what: _mean([each[what][method].mean() for each in values])
             for what in ("rank", "improvement")
         }
         gains = {
-            what: np.mean([(v[what][method] - v[what][EQUAL]).mean() for v in values])
+            what: _mean([(v[what][method] - v[what][EQUAL]).mean() for v in values])
             for what in ("average", "worst")
         }
         beats = np.mean([each.beats_equal(method).mean for each in of])
@@ -230,8 +232,13 @@ def _how_to_read(results: Mapping[str, Comparison]) -> str:
     """
 
 
-def _signed(share: np.floating | float) -> str:
+def _mean(values: Sequence[float]) -> float:
     # A problem on which single tasks learn nothing has no relative improvement.
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _signed(share: float) -> str:
     return f"{100 * share + 0.0:+.1f}" if np.isfinite(share) else "-"
 
 
