@@ -4,11 +4,12 @@ BIN := .venv/bin
 # 25.1 is the first that installs dependency groups; 26 is the newest that was tried.
 PIP_RANGE := pip>=25.1,<27
 
-.PHONY: help demo dtp-study multi-mnist find-digit toys physics test test-slow test-device test-newest lint format hooks build bench bench-device bench-torchjd test-torchjd docs clean
+.PHONY: help demo dtp-study evidence evidence-short multi-mnist find-digit allen-cahn toys physics test test-slow test-device test-newest lint format hooks build bench bench-device bench-torchjd test-torchjd docs clean
 help:
 	@echo "make demo       two-digit demo: tables and plots in outputs/ (3 minutes on 2 cores)"
 	@echo "make dtp-study  what each setting of prioritization does (some ten minutes on 2 cores)"
-	@echo "make multi-mnist, find-digit, toys, physics: further examples (under 5 minutes each)"
+	@echo "make evidence   which method helps where (hours, resumable); evidence-short: minutes"
+	@echo "make multi-mnist, find-digit, toys, physics, allen-cahn: further examples (under 5 minutes each)"
 	@echo "make test       the test suite (under 8 minutes on 2 cores)"
 	@echo "make test-slow  the longer checks"
 	@echo "make test-device  the numeric tests on the device that JAX finds"
@@ -42,6 +43,13 @@ demo: .venv/.installed-examples
 dtp-study: .venv/.installed-examples
 	$(BIN)/python -m benchmarks.dtp_study
 
+# Goes on where it was; docs/evidence.md is written at the end.
+evidence: .venv/.installed-evidence
+	$(BIN)/python -m benchmarks.evidence --page docs/evidence.md
+
+evidence-short: .venv/.installed-evidence
+	$(BIN)/python -m benchmarks.evidence --short
+
 multi-mnist: .venv/.installed-examples
 	$(BIN)/python -m examples.multi_mnist
 
@@ -53,6 +61,9 @@ toys: .venv/.installed-examples
 
 physics: .venv/.installed-examples
 	$(BIN)/python -m examples.physics_informed
+
+allen-cahn: .venv/.installed-examples
+	$(BIN)/python -m examples.allen_cahn
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -87,6 +98,7 @@ docs: .venv/.installed-examples
 	$(BIN)/python -m examples.find_digit --out docs/find_digit
 	$(BIN)/python -m examples.toy_problems --out docs/toy_problems
 	$(BIN)/python -m examples.physics_informed --out docs/physics_informed
+	$(BIN)/python -m examples.allen_cahn --out docs/allen_cahn
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -120,6 +132,7 @@ bench: .venv/.installed-examples
 	$(BIN)/python -m benchmarks.methods --widths 64 512 512 512 512 \
 		--methods "grad_norm, every 10" "lr_annealing, every 10" "ntk, every 10"
 	$(BIN)/python -m benchmarks.instance_wise
+	$(BIN)/python -m benchmarks.seeds_and_rates
 
 # With TorchJD beside it where that is installed. DEVICE_PYTHON is explained above.
 bench-device: $(if $(filter $(BIN)/python,$(DEVICE_PYTHON)),.venv/.installed-examples)

@@ -33,15 +33,18 @@ from dtp_jax.links import (
 __version__ = "0.1.0"
 
 
-# These need flax, which is an extra: they are imported when they are first used. A type
-# checker must not see the function, or it believes in every name.
+# These need flax or matplotlib, which are extras, or are seldom needed: they are
+# imported when they are first used. A type checker must not see the function, or it
+# believes in every name.
 if TYPE_CHECKING:
+    from dtp_jax import compare as compare
     from dtp_jax import linen as linen
     from dtp_jax import nnx as nnx
+    from dtp_jax import plot as plot
 else:
 
     def __getattr__(name):
-        if name in ("nnx", "linen"):
+        if name in ("nnx", "linen", "compare", "plot"):
             return importlib.import_module(f"dtp_jax.{name}")
         raise AttributeError(
             f"module 'dtp_jax' has no attribute {name!r}",

@@ -34,13 +34,20 @@ FLOORS = [
     ["balancers", "curricula"],
     ["links"],
     ["combiners"],
-    ["diagnostics", "nnx", "linen"],
+    ["diagnostics", "nnx", "linen", "plot"],
+    ["compare"],
     ["__init__"],
 ]
 LEANS_ON = {"information": {"gumbel"}, "metrics": {"boxes"}, "losses": {"kpi"}}
 ROOMS = {room for floor in FLOORS for room in floor}
 ALLOWED = {"jax", "numpy", "optax", "dtp_jax"}
-FLAX_ROOMS = {"nnx", "linen"}
+# What these rooms may import besides; the package works without.
+EXTRAS = {
+    "nnx": {"flax"},
+    "linen": {"flax"},
+    "plot": {"matplotlib"},
+    "compare": {"tqdm"},
+}
 
 # What a method of each folder may ask of a step; see `Watched`.
 READS = {
@@ -110,8 +117,8 @@ def test_imports_go_down(path: Path) -> None:
         top, *rest = name.split(".")
         if top != "dtp_jax":
             standard = top in sys.stdlib_module_names
-            flax = top == "flax" and room in FLAX_ROOMS
-            assert standard or flax or top in ALLOWED, f"{path.name} imports {name}"
+            allowed = ALLOWED | EXTRAS.get(room, set())
+            assert standard or top in allowed, f"{path.name} imports {name}"
         elif rest and rest[0] != room:
             below = floor_of(rest[0]) < floor_of(room)
             beside = rest[0] in LEANS_ON.get(room, ())
@@ -269,29 +276,59 @@ def test_flax_is_not_needed() -> None:
     assert done.stdout.strip() == "imported"
 
 
-@pytest.mark.parametrize("name", ["nnx", "linen"])
-def test_without_flax_the_error_says_what_to_install(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "needs", "extra"),
+    [
+        ("nnx", "flax", "flax"),
+        ("linen", "flax", "flax"),
+        ("plot", "matplotlib", "plot"),
+    ],
+)
+def test_without_an_extra_the_error_says_what_to_install(
+    name: str, needs: str, extra: str
+) -> None:
     program = f"""if True:
         import sys
-        sys.modules["flax"] = None
+        sys.modules["{needs}"] = None
         import dtp_jax
         for how in ("import dtp_jax.{name}", "from dtp_jax import {name}",
                     "dtp_jax.{name}"):
             try:
                 exec(how)
             except ModuleNotFoundError as error:
-                assert error.name.startswith("flax"), error.name
+                assert error.name.startswith("{needs}"), error.name
                 print(error)
     """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    message = f'dtp_jax.{name} needs flax: pip install "dtp-jax[flax]"'
+    message = f'dtp_jax.{name} needs {needs}: pip install "dtp-jax[{extra}]"'
     assert done.stdout.splitlines() == [message] * 3
 
 
-def test_the_flax_modules_are_attributes_of_the_package() -> None:
-    program = "import dtp_jax; dtp_jax.nnx.Optimizer, dtp_jax.linen.TrainState"
+def test_compare_needs_no_extra() -> None:
+    program = """if True:
+        import sys
+        for name in ("flax", "matplotlib", "tqdm", "pandas"):
+            sys.modules[name] = None
+        from dtp_jax import compare
+        from dtp_jax.compare import _files, _progress
+        with _progress.progress_bar(3, "comparing", True) as progress:
+            progress.extend(1)
+            progress.update(2)
+        print(compare.default_methods(2).keys())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "DTP" in done.stdout
+
+
+def test_the_modules_of_extras_are_attributes_of_the_package() -> None:
+    program = (
+        "import dtp_jax; dtp_jax.nnx.Optimizer, dtp_jax.linen.TrainState,"
+        "dtp_jax.compare.compare, dtp_jax.plot.weights"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
     with pytest.raises(AttributeError, match="no attribute 'haiku'"):
         operator.attrgetter("haiku")(dtp_jax)

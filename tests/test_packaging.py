@@ -108,9 +108,10 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> N
 def test_the_wheel_asks_users_for_what_they_need_only(wheel: zipfile.ZipFile) -> None:
     metadata = metadata_of(wheel)
     assert metadata["Version"] == dtp_jax.__version__
-    assert metadata.get_all("Provides-Extra") == ["flax"]
+    assert metadata.get_all("Provides-Extra") == ["compare", "flax", "plot"]
     required = {Requirement(line) for line in metadata.get_all("Requires-Dist") or []}
-    assert {r.name for r in required} == {"jax", "optax", "flax"}
+    extras = {"flax", "matplotlib", "tqdm"}
+    assert {r.name for r in required} == {"jax", "optax"} | extras
     assert {r.name for r in required if r.marker is None} == {"jax", "optax"}
 
 
@@ -235,7 +236,11 @@ def test_every_dependency_has_an_upper_end() -> None:
     lines = [
         *PROJECT["build-system"]["requires"],
         *PROJECT["project"]["dependencies"],
-        *PROJECT["project"]["optional-dependencies"]["flax"],
+        *(
+            line
+            for lines in PROJECT["project"]["optional-dependencies"].values()
+            for line in lines
+        ),
         *(line for group in GROUPS for line in requirements(group)),
     ]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

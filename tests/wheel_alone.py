@@ -13,8 +13,8 @@ import optax
 
 import dtp_jax
 
-EXTRAS = {"flax"}
-NEED_FLAX = {"dtp_jax.nnx", "dtp_jax.linen"}
+EXTRAS = {"flax", "matplotlib", "tqdm"}
+NEED_EXTRAS = {"dtp_jax.nnx", "dtp_jax.linen", "dtp_jax.plot"}
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         assert importlib.util.find_spec(name) is None, f"{name} came with the wheel"
 
     modules = {m.name for m in pkgutil.walk_packages(dtp_jax.__path__, "dtp_jax.")}
-    for name in sorted(modules - NEED_FLAX):
+    for name in sorted(modules - NEED_EXTRAS):
         importlib.import_module(name)
 
     # One step by hand: at w = 0 the gradients of the losses are -2 and -4, and during

@@ -1,0 +1,1 @@
+"""Methods of the catalogue on problems of several kinds: ``make evidence``."""
