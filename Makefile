@@ -142,7 +142,7 @@ bench-torchjd: .venv/.installed-torchjd
 	$(BIN)/python -m benchmarks.torchjd
 
 test-torchjd: .venv/.installed-torchjd
-	$(BIN)/python -m pytest -n 0 tests/test_torchjd.py
+	$(BIN)/python -m pytest -n 0 tests/test_torchjd.py tests/test_conflictfree.py
 
 clean:
 	rm -rf .venv outputs dist
