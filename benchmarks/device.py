@@ -139,7 +139,7 @@ def _without_kernels() -> Iterator[None]:
 
 
 def _forget() -> None:
-    _kernel.available.cache_clear()
+    _kernel._available.cache_clear()
     # What was traced before is not traced again.
     jax.clear_caches()
 
