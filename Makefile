@@ -75,13 +75,14 @@ test-slow: .venv/.installed-test
 # What computes something, on whatever platform JAX finds; tests that want eight devices are
 # skipped where there are fewer. Several processes share the memory of one device. Where JAX
 # for the device is installed in another Python: `make test-device DEVICE_PYTHON=python3`.
+# If that has pytest-benchmark, it warns of several processes, and a warning is an error.
 DEVICE_PYTHON ?= $(BIN)/python
 DEVICE_WORKERS ?= 2
 DEVICE_TESTS := tests/solvers tests/core tests/gradients tests/links tests/test_contract.py \
 	tests/test_combiners_contract.py tests/test_export.py
 test-device: $(if $(filter $(BIN)/python,$(DEVICE_PYTHON)),.venv/.installed-test)
-	XLA_PYTHON_CLIENT_PREALLOCATE=false $(DEVICE_PYTHON) -m pytest -n $(DEVICE_WORKERS) \
-		--dist loadgroup $(DEVICE_TESTS)
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(DEVICE_PYTHON) -m pytest -p no:benchmark \
+		-n $(DEVICE_WORKERS) --dist loadgroup $(DEVICE_TESTS)
 
 # Tells early what the next release of a dependency breaks. The ranges of pyproject.toml are
 # left behind, so the stamps go first: the next target brings back what fits the ranges.

@@ -44,7 +44,8 @@ def losses_and_kpis(params: Any, batch: Any) -> tuple[Any, Any]:
         hidden = jax.nn.relu(hidden @ layer["w"] + layer["b"])
     losses, kpis = {}, {}
     for name, head in params["heads"].items():
-        logits = hidden @ head["w"] + head["b"]
+        # Losses are computed in float32, whatever the rest is.
+        logits = (hidden @ head["w"] + head["b"]).astype(jnp.float32)
         labels = batch["y"][name]
         log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
         losses[name] = -jnp.mean(log_p)

@@ -139,7 +139,7 @@ def _without_kernels() -> Iterator[None]:
 
 
 def _forget() -> None:
-    _kernel.available.cache_clear()
+    _kernel._available.cache_clear()
     # What was traced before is not traced again.
     jax.clear_caches()
 
@@ -280,6 +280,10 @@ def parts(short: bool, workers: int) -> dict[str, tuple[Callable[[], Any], list[
             way_header,
         ),
         "Whole steps, small net, more tasks": (steps(small, two, many), step_header),
+        "The Gramian beside that of a model at the highest precision": (
+            lambda: gramian.precision_rows(min(8, many), *small),
+            gramian.PRECISION_HEADER,
+        ),
         "Ceilings": (lambda: ceiling_rows(few, short), ["operation", "ms", "rate"]),
         "Whole steps, wide net": (steps(wide, two, min(8, many)), step_header),
     }

@@ -15,12 +15,15 @@ import numpy as np
 
 from benchmarks import _models
 from benchmarks._measure import compiled, compiled_together, interleaved, table
-from dtp_jax import task_gradients
+from dtp_jax import balancers, task_gradients
 from dtp_jax._core import linalg
 from dtp_jax.gradients import GramianMode
 
 MODES = [mode for mode in get_args(GramianMode) if mode != "auto"]
 WIDTHS, BATCH = (64, 512, 512), 256
+PRECISION_HEADER = [
+    "model", "T", "lengths off by", "cosines off by", "UPGrad's weights off by"
+]  # fmt: skip
 
 
 def rows_of(
@@ -105,6 +108,49 @@ def product_rows(rounds: int) -> list[list[str]]:
     return found
 
 
+def precision_rows(
+    num_tasks: int, widths: tuple[int, ...] = WIDTHS, size: int = BATCH
+) -> list[list[str]]:
+    """What a model's products of fewer digits do to the Gramian and its weights."""
+    params = _models.init(num_tasks, widths)
+    batch = _models.batch(num_tasks, widths[0], size)
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
+
+    def losses_fn(params: Any, half: bool) -> Any:
+        x = cast(batch["x"]) if half else batch["x"]
+        params = cast(params) if half else params
+        return _models.losses_and_kpis(params, {**batch, "x": x})[0]
+
+    def gramian(params: Any, half: bool, precision: str) -> np.ndarray:
+        make = task_gradients(losses_fn, shared={"trunk": True, "heads": False})
+        function = jax.jit(lambda params: make(params, half).gramian())
+        with jax.default_matmul_precision(precision):
+            return np.asarray(function(params), np.float64)
+
+    def read(gramian: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        lengths = np.sqrt(np.diagonal(gramian))
+        weights = balancers.upgrad_weights(jnp.asarray(gramian, jnp.float32))
+        return lengths, gramian / np.outer(lengths, lengths), np.asarray(weights)
+
+    lengths, cosines, weights = read(gramian(params, False, "highest"))
+    found = []
+    for name, args in {
+        "float32, default precision": (params, False, "default"),
+        "bfloat16 activations": (params, True, "default"),
+        "bfloat16 parameters, too": (cast(params), True, "default"),
+    }.items():
+        other = read(gramian(*args))
+        errors = (
+            np.max(np.abs(other[0] / lengths - 1)),
+            np.max(np.abs(other[1] - cosines)),
+            np.max(np.abs(other[2] - weights)) / np.max(weights),
+        )
+        found.append([name, str(num_tasks), *(f"{error:.0e}" for error in errors)])
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,6 +163,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(title, header, rows))
     header = ["T x P", "one product ms", "in blocks ms", "gain", "GiB/s"]
     print(table("The product itself", header, product_rows(args.rounds)))
+    rows = [row for t in args.tasks for row in precision_rows(t)]
+    title = "Beside a model in float32 at the highest precision"
+    print(table(title, PRECISION_HEADER, rows))
 
 
 if __name__ == "__main__":

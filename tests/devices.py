@@ -45,3 +45,12 @@ def kernels(on: bool, interpreted: bool = False) -> Iterator[None]:
         jax.clear_caches()
         yield
     jax.clear_caches()
+
+
+@contextlib.contextmanager
+def compiling_for_a_gpu() -> Iterator[None]:
+    """What JAX must be told to make a program with kernels where no GPU is."""
+    device = jax.sharding.AbstractDevice("NVIDIA H100", None, "gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield

@@ -24,6 +24,16 @@ def test_every_way_of_the_gramian_is_measured() -> None:
     assert ways == ["plain", "unrolled", "switch", "vmap", "chunks", "map", "columns"]
 
 
+def test_precision_of_the_model_is_seen_in_the_gramian() -> None:
+    rows = gramian.precision_rows(3, (8, 16, 16), 32)
+    exact, activations, parameters = ([float(x) for x in row[2:]] for row in rows)
+    if jax.default_backend() == "cpu":
+        assert max(exact) < 1e-5
+    # Eight binary digits of each number, of which some dozens are summed.
+    assert 1e-5 < activations[0] < 0.1
+    assert 1e-5 < parameters[0] < 0.1
+
+
 def test_features_and_solvers_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[1] for row in features.rows_of(2, rounds=1)] == ["2", "2", "2"]
     solvers.main(["--rounds", "1", "--draws", "1", "--tasks", "3"])

@@ -332,8 +332,8 @@ def task_gradients(
             Jacobian, at the precision of the model's products. "auto": "unrolled" up to
             8 tasks, "switch" up to 64, "map" above (measured on a CPU); if JAX's
             default backend is a GPU, "vmap" where more than 8 take less than 1 GiB,
-            "chunks" above 64 (on an H200, 40 tasks took 1.8 plain gradients by "vmap",
-            4.8 by "switch" on a small network, 12 by "switch", 20 in chunks on a wide).
+            "chunks" above 64 (on an H200, 40 tasks took 1.6 plain gradients by "vmap",
+            4.2 by "switch" on a small network, 14 by "switch", 25 in chunks on a wide).
         axis_name: The axis, or axes, of `jax.shard_map` over which the batch is split,
             None elsewhere. The parameters are the same on all devices, and the losses
             are those of a device's own part. `.losses` are their means over the axis

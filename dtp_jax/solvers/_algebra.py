@@ -17,11 +17,14 @@ class Algebra(NamedTuple):
         factor: Prepares a positive definite matrix for `solve`. What is not positive
             definite gives NaN.
         solve: From what `factor` returns and a vector to the solution.
+        indexes: Whether arrays may be made of constants, and indexed, for which there
+            are no instructions in a kernel.
     """
 
     product: Callable[[jax.Array, jax.Array], jax.Array]
     factor: Callable[[jax.Array], jax.Array]
     solve: Callable[[jax.Array, jax.Array], jax.Array]
+    indexes: bool
 
 
 def all_of(conditions: jax.Array) -> jax.Array:
@@ -42,7 +45,7 @@ def _library_factor(matrix: jax.Array) -> jax.Array:
     return jnp.linalg.cholesky(matrix, symmetrize_input=False)
 
 
-LIBRARY = Algebra(_library_product, _library_factor, linalg.cholesky_solve)
+LIBRARY = Algebra(_library_product, _library_factor, linalg.cholesky_solve, True)
 
 
 def _product(matrix: jax.Array, vector: jax.Array) -> jax.Array:
@@ -83,4 +86,4 @@ def _solve(factor: jax.Array, vector: jax.Array) -> jax.Array:
     return z + jnp.sum(below * z[:, None], axis=0)
 
 
-WRITTEN_OUT = Algebra(_product, _factor, _solve)
+WRITTEN_OUT = Algebra(_product, _factor, _solve, False)

@@ -1,6 +1,5 @@
 """The largest worst gain of a task within a ball around the mean gradient."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -238,8 +237,13 @@ def _interior_point(
         ratios = slack / y
         diagonal = jnp.where(one, pull * ratios + share * ridge, 0)
         factor = algebra.factor(share * matrix + diagonal)
-        by_pull = algebra.solve(factor, ratios * x)
-        by_level = algebra.solve(factor, r)
+        if algebra.indexes:
+            # One call of the library for both.
+            columns = algebra.solve(factor, jnp.stack([ratios * x, r], axis=1))
+            by_pull, by_level = columns[:, 0], columns[:, 1]
+        else:
+            by_pull = algebra.solve(factor, ratios * x)
+            by_level = algebra.solve(factor, r)
         a11 = room + pull * jnp.sum(image * by_pull)
         a12 = -pull * jnp.sum(image * by_level)
         a21 = jnp.sum(r * (x - pull * by_pull))
@@ -267,17 +271,15 @@ def _interior_point(
             droom = (ball_lack - room * dpull) / pull
             return _Step(dx, dy, dslack, droom, dpull, dlevel, turn)
 
-        def to_zero(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-            values, steps = pair
+        def to_zero(values: jax.Array, steps: jax.Array) -> jax.Array:
             falling = steps < 0
             steps = jnp.where(falling, -steps, 1)
-            lengths = jnp.where(falling, values / steps, jnp.inf)
-            return jnp.min(lengths) if lengths.ndim else lengths
+            return jnp.where(falling, values / steps, jnp.inf)
 
         def largest(step: "_Step") -> jax.Array:
-            pairs = [(y, step.y), (slack, step.slack)]
-            pairs += [(room, step.room), (pull, step.pull)]
-            return functools.reduce(jnp.minimum, map(to_zero, pairs))
+            entries = jnp.minimum(to_zero(y, step.y), to_zero(slack, step.slack))
+            ball = jnp.minimum(to_zero(room, step.room), to_zero(pull, step.pull))
+            return jnp.minimum(jnp.min(entries), ball)
 
         # A trial step says how far the gap can fall, and how wrong its linear model is
         # (where it is short, less so). A gap that grew may be the start of a cycle: a

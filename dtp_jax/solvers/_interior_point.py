@@ -94,7 +94,7 @@ def interior_point(
         centre = jnp.maximum(ratio * mean, eps**2)
         dx, dy = newton(centre - step * dx * dy)
         step = jnp.minimum(_STEP * _to_boundary(x, y, dx, dy), 1)
-        step = step * _balanced_part(x, y, step * dx, step * dy)
+        step = step * _balanced_part(x, y, step * dx, step * dy, algebra)
 
         # A factorization that broke down is tried again with a larger ridge.
         good = all_of(jnp.isfinite(dx) & jnp.isfinite(dy))
@@ -154,9 +154,16 @@ def _to_boundary(x: jax.Array, y: jax.Array, dx: jax.Array, dy: jax.Array) -> ja
 
 
 def _balanced_part(
-    x: jax.Array, y: jax.Array, dx: jax.Array, dy: jax.Array
+    x: jax.Array, y: jax.Array, dx: jax.Array, dy: jax.Array, algebra: Algebra
 ) -> jax.Array:
     """How much of a step leaves no product far below the others."""
+    if algebra.indexes:
+        # All at once: on a CPU a dozen small sums take as long as the factorization.
+        parts = jnp.array(_PARTS, x.dtype)
+        of_step = jnp.outer(parts, dx), jnp.outer(parts, dy)
+        products = (x[None, :] + of_step[0]) * (y[None, :] + of_step[1])
+        least, mean = jnp.min(products, axis=1), jnp.mean(products, axis=1)
+        return parts[jnp.argmax(least >= _MIN_SHARE * mean)]
     # From the last to the first, so that the first that is balanced has the last word.
     # If none is, that is the first, too.
     found = jnp.full((), _PARTS[0], x.dtype)

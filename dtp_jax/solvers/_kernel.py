@@ -38,8 +38,9 @@ def by_platform(
 
     On a GPU a loop asks the host after every turn whether to go on, and each small
     factorization is a call of a library; one kernel does both on its own. It takes
-    float32 and up to 128 tasks, and needs a CUDA device that is visible where the
-    program is traced. ``DTP_JAX_KERNELS=0`` in the environment does without kernels.
+    float32 and up to 128 tasks, needs a CUDA device that is visible where the program
+    is traced, and a version of JAX that still makes such kernels. ``DTP_JAX_KERNELS=0``
+    in the environment does without them.
 
     Args:
         solver: The solver.
@@ -88,9 +89,15 @@ def split_by_platform(
     return jax.lax.platform_dependent(*args, cuda=kernel, default=elsewhere)
 
 
-@functools.cache
 def available() -> bool:
     """Whether kernels run on all GPUs of this process."""
+    # JAX compiles a kernel for the kind of the default device, which may be no GPU.
+    config: Any = jax.config
+    return _available(config.jax_default_device)
+
+
+@functools.cache
+def _available(default_device: Any) -> bool:
     if _interpreted():
         return True
     if os.environ.get("DTP_JAX_KERNELS", "1") == "0" or _pallas() is None:
@@ -99,10 +106,29 @@ def available() -> bool:
         devices = jax.local_devices(backend="cuda")
     except RuntimeError:
         return False
-    return all(
+    return _lowers() and all(
         float(getattr(device, "compute_capability", 0)) >= _MIN_COMPUTE_CAPABILITY
         for device in devices
     )
+
+
+def _lowers() -> bool:
+    """Whether JAX makes a program of a kernel, tried on the smallest one.
+
+    A version of JAX may refuse what its modules still offer, a kind of GPU be unknown
+    to it, and the warning that Pallas/Triton is deprecated be an error to a user: each
+    would stop a training step.
+    """
+
+    def kernel(x: jax.Array) -> list[jax.Array]:
+        return in_one_kernel(lambda x, algebra: [x + 1], x, num_warps=1)
+
+    try:
+        traced = jax.jit(kernel).trace(jax.ShapeDtypeStruct((2,), jnp.float32))
+        traced.lower(lowering_platforms=("cuda",))
+    except Exception:
+        return False
+    return True
 
 
 def _interpreted() -> bool:
@@ -112,17 +138,17 @@ def _interpreted() -> bool:
 
 @functools.cache
 def _pallas() -> tuple[Any, Any] | None:
-    """The modules that make kernels, None if this version of JAX has them elsewhere."""
+    """What makes kernels, None if this version of JAX has it elsewhere or no more."""
     try:
         # Some versions announce that a module is about to move, as an error where a
         # user makes errors of warnings. What is not there is not used.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            from jax.experimental import pallas
-            from jax.experimental.pallas import triton
+            from jax.experimental.pallas import pallas_call
+            from jax.experimental.pallas.triton import CompilerParams
     except ImportError:
         return None
-    return pallas, triton
+    return pallas_call, CompilerParams
 
 
 def _padded(
@@ -161,9 +187,9 @@ def in_one_kernel(solver: Solver, *args: jax.Array, num_warps: int) -> list[jax.
     Returns:
         What the solver returns.
     """
-    modules = _pallas()
-    assert modules is not None
-    pallas, triton = modules
+    makers = _pallas()
+    assert makers is not None
+    pallas_call, compiler_params = makers
 
     def from_refs(*values: jax.Array) -> list[jax.Array]:
         values = tuple(
@@ -186,12 +212,12 @@ def in_one_kernel(solver: Solver, *args: jax.Array, num_warps: int) -> list[jax.
         for ref, value in zip(outs, from_refs(*values), strict=True):
             ref[...] = value.reshape(ref.shape)
 
-    found = pallas.pallas_call(
+    found = pallas_call(
         kernel,
         out_shape=jax.eval_shape(
             lambda *xs: [jnp.atleast_1d(x) for x in from_refs(*xs)], *inputs
         ),
-        compiler_params=triton.CompilerParams(num_warps=num_warps, num_stages=1),
+        compiler_params=compiler_params(num_warps=num_warps, num_stages=1),
         interpret=_interpreted(),
     )(*[jnp.atleast_1d(x) for x in inputs])
     return [x.reshape(like.shape) for x, like in zip(found, shapes, strict=True)]

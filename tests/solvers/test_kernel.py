@@ -2,8 +2,10 @@
 
 import functools
 import re
+import sys
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -81,7 +83,7 @@ def test_a_kernel_answers_as_the_library_does(name: str, num_tasks: int) -> None
 def exported(rule: Callable[[jax.Array], Any], num_tasks: int) -> str:
     """The program for a CUDA device, which any machine can make."""
     checks = [jax.export.DisabledSafetyCheck.custom_call(TRITON)]
-    with devices.kernels(True):
+    with devices.kernels(True), devices.compiling_for_a_gpu():
         program = jax.export.export(
             jax.jit(rule), platforms=("cuda",), disabled_checks=checks
         )(gramians(num_tasks)[0])
@@ -138,8 +140,70 @@ def test_what_is_no_work_for_a_kernel_takes_the_loops() -> None:
     assert "pallas_call" not in str(program)
 
 
-def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """Whether kernels are available, asked anew each time where a GPU seems to be."""
+
+    class Gpu:
+        compute_capability = "9.0"
+
+    monkeypatch.delenv("DTP_JAX_KERNELS", raising=False)
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [Gpu()])
+    monkeypatch.setattr(_kernel, "_available", _kernel._available.__wrapped__)
+    with devices.compiling_for_a_gpu():
+        yield _kernel.available
+
+
+def test_kernels_can_be_switched_off(
+    gpu: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DTP_JAX_KERNELS", "0")
-    assert not _kernel.available.__wrapped__()
+    assert not gpu()
     monkeypatch.setenv("DTP_JAX_KERNELS", "interpret")
-    assert _kernel.available.__wrapped__()
+    assert gpu()
+
+
+def test_where_jax_makes_no_kernels_the_loops_take_over(
+    gpu: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpu()
+    # Asked for the first time while a step is traced, which is the usual case.
+    assert jax.jit(lambda x: x + gpu())(0) == 1
+    monkeypatch.setattr(_kernel, "_pallas", _kernel._pallas.__wrapped__)
+    assert gpu()
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    assert _kernel._pallas() is None
+    assert not gpu()
+
+
+def test_kernels_that_jax_refuses_or_warns_of_are_left_out(
+    gpu: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warning(*args: Any, **kwargs: Any) -> Any:
+        warnings.warn("The Pallas Triton backend is deprecated", DeprecationWarning, 2)
+        return pallas_call(*args, **kwargs)
+
+    def refusing(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("The Pallas Triton backend is deprecated")
+
+    makers: Any = _kernel._pallas()
+    pallas_call, params = makers
+    monkeypatch.setattr(_kernel, "_pallas", lambda: (warning, params))
+    assert gpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not gpu()
+    monkeypatch.setattr(_kernel, "_pallas", lambda: (refusing, params))
+    assert not gpu()
+
+
+def test_each_default_device_is_asked_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+    monkeypatch.setattr(_kernel, "_available", asked.append)
+    device = jax.devices("cpu")[0]
+    _kernel.available()
+    with jax.default_device(device):
+        _kernel.available()
+    assert asked == [None, device]
