@@ -105,6 +105,16 @@ def check_static(name: str, value: Any, instead: str = "") -> None:
         )
 
 
+def is_traced() -> bool:
+    """Whether a program is being traced, in place of running operations one by one.
+
+    Example:
+        >>> is_traced(), jax.eval_shape(lambda: jnp.zeros(3) + is_traced()).shape
+        (False, (3,))
+    """
+    return isinstance(jnp.zeros(()), Tracer)
+
+
 def check_same_shape(
     name_a: str, a: jax.typing.ArrayLike, name_b: str, b: jax.typing.ArrayLike
 ) -> None:

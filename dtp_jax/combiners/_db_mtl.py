@@ -9,6 +9,7 @@ import optax
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import task_layout
 from dtp_jax._core.reads import required
 from dtp_jax.gradients import Shared, row_norms
@@ -119,7 +120,7 @@ def db_mtl(
         losses = required(inputs.losses, "losses", "db_mtl", how)
         inverse = 1 / (jnp.maximum(losses, 0) + eps)
         active = inputs.preferences > 0
-        steps = jnp.where(active, optax.safe_increment(memory.steps), memory.steps)
+        steps = count_up(memory.steps, active)
         counts = jnp.maximum(steps, 1).astype(layout.dtype)
         rates = jnp.where(active, 1 - beta / counts**beta_sigma, 0)
         old, treedef = jax.tree.flatten(memory.averages)

@@ -9,6 +9,7 @@ import optax
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import task_layout
 from dtp_jax.gradients import Shared
 from dtp_jax.links._combiner import Combined, Inputs, combiner, memory_of_rows, weighted
@@ -157,7 +158,7 @@ def moco(
 
     def rule(inputs: Inputs, memory: MocoState) -> Combined:
         active = inputs.preferences > 0
-        steps = jnp.where(active, optax.safe_increment(memory.steps), memory.steps)
+        steps = count_up(memory.steps, active)
         counts = jnp.maximum(steps, 1).astype(layout.dtype)
         rates = jnp.where(active, beta / counts**beta_sigma, 0)
         old, treedef = jax.tree.flatten(memory.tracked)

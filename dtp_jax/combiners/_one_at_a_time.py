@@ -9,6 +9,7 @@ import optax
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, checked_balancer, link
 from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import task_layout
 from dtp_jax.gradients import Stacked, TaskGradients
 from dtp_jax.links._combiner import memory_of_rows
@@ -138,7 +139,7 @@ def one_at_a_time(
         seen = active[place] & is_finite(updates)
 
         tracked, gramian = _refreshed(state, updates, place, decay, seen)
-        count = jnp.where(seen, optax.safe_increment(state.counts[place]), 0)
+        count = jnp.where(seen, count_up(state.counts[place]), 0)
         counts = state.counts.at[place].max(count)
         waits = (state.steps == 0) & jnp.any(active & (counts == 0))
         usable = active & (counts > 0)
@@ -162,7 +163,7 @@ def one_at_a_time(
         vector = jax.lax.stop_gradient(layout.vector("weights", weights))
         vector = jnp.where(usable, vector, 0)
 
-        steps = jnp.where(goes, optax.safe_increment(state.steps), state.steps)
+        steps = count_up(state.steps, goes)
         part = 1 - decay ** jnp.maximum(steps, 1).astype(layout.dtype)
         answer = jax.tree.map(lambda x: part * linalg.weighted_sum(vector, x), rows)
 

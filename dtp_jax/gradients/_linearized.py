@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import get_opaque_trace_state
 
-from dtp_jax._core import linalg
+from dtp_jax._core import control, linalg
+from dtp_jax._core.checks import is_traced
 from dtp_jax._core.layout import TaskLayout, layout_of
 
 from ._shards import Shards
 from ._shared import check_heads, select
+from ._spread import alike, may_be_spread
 
 # How the rows of the Jacobian are computed; see `task_gradients`.
 GramianMode = Literal["auto", "unrolled", "switch", "vmap", "map", "columns"]
@@ -159,6 +161,10 @@ def in_a_loop(
     def call(number: jax.Array) -> Any:
         return then(jax.lax.switch(number, calls))
 
+    if not is_traced():
+        # Compiled for these functions, the loop would stay in memory.
+        results = [then(function()) for function in calls]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
     return jax.lax.map(call, jnp.arange(len(calls)))
 
 
@@ -176,7 +182,7 @@ class _Kept:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["losses", "jvp"],
+    data_fields=["losses", "jvp", "like"],
     meta_fields=["treedef", "param_types", "shared", "mode", "shards"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +204,8 @@ class Linearized:
     shared: tuple[bool, ...]
     mode: GramianMode
     shards: Shards
+    # The parameters, where the compiler is to spread the rows as it does these.
+    like: list[jax.Array]
     # No part of the pytree: a copy that passed through `jax.jit` starts anew.
     kept: _Kept = dataclasses.field(init=False, default_factory=_Kept, compare=False)
 
@@ -232,7 +240,7 @@ class Linearized:
     def gramian(self) -> jax.Array:
         """Inner products of the rows, leaf by leaf."""
         if self._mode == "columns":
-            columns = jax.lax.map(self._column, self._units())
+            columns = control.over(self._column, self._units())
             return columns.astype(self.dtype)
         leaves = self._over_rows(lambda leaves: leaves)
         # Summing leaf by leaf lets the compiler free each one after its contribution.
@@ -252,14 +260,14 @@ class Linearized:
         """One backward pass of this shard."""
         cotangent = weights_like(self.losses, weights)
         (gradient,) = jax.linear_transpose(self.jvp, self._like())(cotangent)
-        return gradient
+        return alike(gradient, self.like)
 
     def _row(self, task: int) -> Any:
         """The gradient of a task on this shard."""
         one_loss, one = one_output(self.jvp, self.losses, task)
         (gradient,) = jax.linear_transpose(one_loss, self._like())(one)
         # Zeros of a loss without a gradient must have the type of the others.
-        return self.shards.varying(gradient)
+        return alike(self.shards.varying(gradient), self.like)
 
     def _column(self, weights: jax.Array) -> jax.Array:
         def shared_row(weights: jax.Array) -> list[jax.Array]:
@@ -367,8 +375,11 @@ class Linearized:
         num_tasks = self._layout.num_tasks
         if num_tasks <= MAX_UNROLLED:
             return "unrolled"
+        # A loop would gather spread parameters again for each task.
+        if may_be_spread(self.param_types):
+            return "unrolled" if num_tasks <= _MAX_BRANCHES else "vmap"
         return "switch" if num_tasks <= _MAX_BRANCHES else "map"
 
 
 def _mapped(function: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
-    return functools.partial(jax.lax.map, function)
+    return functools.partial(control.over, function)

@@ -15,6 +15,7 @@ from ._linearized import GramianMode, Linearized, LinearMap
 from ._seal import new_seal, unbroken, visibly
 from ._shards import AxisName, Shards
 from ._shared import Shared, shared_mask
+from ._spread import references
 from ._stacked import Stacked, check_stacked
 
 
@@ -333,7 +334,8 @@ def task_gradients(
             a loop, the shortest program. "columns": one backward pass and its transpose
             per task in a loop, which never holds the Jacobian; the least memory, and
             the precision of the model's own products.
-            "auto": "unrolled" up to 8 tasks, "switch" up to 64, "map" above.
+            "auto": "unrolled" up to 8 tasks, "switch" up to 64, "map" above; on a mesh,
+            where loops gather parameters T times, "unrolled" up to 64, "vmap" above.
         axis_name: The axis, or axes, of `jax.shard_map` over which the batch is split,
             None elsewhere. The parameters are the same on all devices, and the losses
             are those of a device's own part. `.losses` are their means over the axis
@@ -395,14 +397,10 @@ def task_gradients(
 
         losses, jvp, aux = jax.linearize(of_params, params, has_aux=True)
         leaves, treedef = jax.tree.flatten(params)
+        types = tuple(map(jax.typeof, leaves))
+        mask, like = shared_mask(shared, params), references(leaves)
         linear_map = Linearized(
-            losses,
-            jvp,
-            treedef,
-            tuple(jax.typeof(leaf) for leaf in leaves),
-            shared_mask(shared, params),
-            gramian,
-            shards,
+            losses, jvp, treedef, types, mask, gramian, shards, like
         )
         gradients = TaskGradients(shards.mean_of_losses(losses), linear_map)
         return (gradients, aux) if has_aux else gradients
