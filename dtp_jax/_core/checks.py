@@ -115,6 +115,28 @@ def is_traced() -> bool:
     return isinstance(jnp.zeros(()), Tracer)
 
 
+def check_real(name: str, value: Any) -> None:
+    """Checks that what stands for a number is no text and not complex.
+
+    JAX reads the first as the number that it spells, and drops half of the second.
+
+    Args:
+        name: What the caller calls the value, used in the message.
+        value: A number or an array, or None, which passes.
+
+    Raises:
+        ValueError: If it is not real.
+    """
+    dtype = getattr(value, "dtype", None)
+    wrong = isinstance(value, (str, bytes, complex))
+    if dtype is not None:
+        real = (jnp.bool_, jnp.integer, jnp.floating)
+        wrong = not any(jnp.issubdtype(dtype, kind) for kind in real)
+    if wrong:
+        got = type(value).__name__ if dtype is None else f"an array of {dtype}"
+        raise ValueError(f"{name} must be a real number, got {got}: {value!r}.")
+
+
 def check_same_shape(
     name_a: str, a: jax.typing.ArrayLike, name_b: str, b: jax.typing.ArrayLike
 ) -> None:

@@ -17,6 +17,10 @@ from dtp_jax.links._combiner import Combined, Inputs, combiner, memory_of_rows, 
 # The smallest preference, relative to the largest, that still counts for less.
 _MIN_PREFERENCE = 1e-6
 
+# Rows with longer entries are measured by the longest; longer steps end in a corner.
+_LONG = 1e12
+_LARGEST_RATE = 1e18
+
 
 class MocoState(NamedTuple):
     """What `moco` remembers."""
@@ -163,17 +167,21 @@ def moco(
         rates = jnp.where(active, beta / counts**beta_sigma, 0)
         old, treedef = jax.tree.flatten(memory.tracked)
         tracked = [
-            y + weighted(rates, rows - y)
+            weighted(1 - rates, y) + weighted(rates, rows)
             for y, rows in zip(old, inputs.rows, strict=True)
         ]
 
         largest = jnp.max(inputs.preferences)
         relative = inputs.preferences / jnp.where(largest > 0, largest, 1)
         relative = jnp.where(active, jnp.maximum(relative, _MIN_PREFERENCE), 0)
-        gramian = sum(map(linalg.gram, tracked), start=jnp.zeros((), layout.dtype))
-        gramian = gramian.astype(layout.dtype)
-        rate = gamma / jnp.max(counts) ** gamma_sigma
-        found = moco_weights(gramian, memory.weights, relative, gamma=rate, rho=rho)
+        # The inner products of long rows overflow: measured in other units.
+        size = jnp.max(jnp.stack([jnp.max(jnp.abs(y), initial=0) for y in tracked]))
+        unit = jnp.where(size > _LONG, size, 1).astype(layout.dtype)
+        grams = [linalg.gram(y / unit.astype(y.dtype)) for y in tracked]
+        gramian = sum(grams, start=jnp.zeros((), layout.dtype)).astype(layout.dtype)
+        rate = jnp.asarray(gamma / jnp.max(counts) ** gamma_sigma * unit * unit)
+        rates = {"gamma": jnp.minimum(rate, _LARGEST_RATE), "rho": rho / unit / unit}
+        found = moco_weights(gramian, memory.weights, relative, **rates)
         scaled = jnp.where(active, found / jnp.where(active, relative, 1), 0)
         gradients = [linalg.weighted_sum(scaled, y) for y in tracked]
         weights = jnp.where(active, found, memory.weights)

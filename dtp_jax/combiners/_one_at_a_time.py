@@ -27,6 +27,7 @@ class OneAtATimeState(NamedTuple):
 
     of_link = True  # for `checked_balancer`; no field
 
+    task_weights: Any  # of the last step, a pytree like the tasks
     tracked: Any  # [T, *param], running sums of the gradients of each task
     gramian: jax.Array  # [T, T], of what is tracked
     counts: jax.Array  # [T], int32, how often each task was seen
@@ -113,6 +114,7 @@ def one_at_a_time(
     def init(params: Any) -> OneAtATimeState:
         num_tasks, tracked = layout.num_tasks, memory_of_rows(tasks, None, params)
         return OneAtATimeState(
+            layout.full(0.0),
             tracked,
             jnp.zeros((num_tasks, num_tasks), layout.dtype),
             jnp.zeros((num_tasks,), jnp.int32),
@@ -139,8 +141,7 @@ def one_at_a_time(
         seen = active[place] & is_finite(updates)
 
         tracked, gramian = _refreshed(state, updates, place, decay, seen)
-        count = jnp.where(seen, count_up(state.counts[place]), 0)
-        counts = state.counts.at[place].max(count)
+        counts = count_up(state.counts, seen & (jnp.arange(layout.num_tasks) == place))
         waits = (state.steps == 0) & jnp.any(active & (counts == 0))
         usable = active & (counts > 0)
         goes = ~waits & jnp.any(usable)
@@ -153,12 +154,9 @@ def one_at_a_time(
         shared = (True,) * len(jax.tree.leaves(rows))
         ones = layout.full(1.0)
         gradients = TaskGradients(ones, Stacked(rows, shared, known))
+        wanted = layout.tree(usable.astype(layout.dtype))
         weights, of_rule = rule.update(
-            layout.tree(usable.astype(layout.dtype)),
-            state.balancer,
-            ones,
-            task_gradients=gradients,
-            **extra_args,
+            wanted, state.balancer, ones, task_gradients=gradients, **extra_args
         )
         vector = jax.lax.stop_gradient(layout.vector("weights", weights))
         vector = jnp.where(usable, vector, 0)
@@ -168,16 +166,16 @@ def one_at_a_time(
         answer = jax.tree.map(lambda x: part * linalg.weighted_sum(vector, x), rows)
 
         def pseudo(new: jax.Array, old: jax.Array, like: Any) -> jax.Array:
-            return jnp.where(goes, (new - decay * old) / (1 - decay), 0).astype(
-                jnp.result_type(like)
-            )
+            moved = jnp.where(goes, (new - decay * old) / (1 - decay), 0)
+            return moved.astype(jnp.result_type(like))
 
         def kept(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(goes, new, old).astype(old.dtype)
 
         direction = jax.tree.map(kept, answer, state.direction)
         of_rule = jax.tree.map(kept, of_rule, state.balancer)
-        new = OneAtATimeState(tracked, gramian, counts, steps, direction, of_rule)
+        used = layout.tree(vector)
+        new = OneAtATimeState(used, tracked, gramian, counts, steps, direction, of_rule)
         return jax.tree.map(pseudo, answer, state.direction, updates), new
 
     return link(init, update)

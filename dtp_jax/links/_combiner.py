@@ -19,6 +19,8 @@ class CombinerState(NamedTuple):
 
     of_link = True  # for `checked_balancer`; no field
 
+    # Those of the last step, a pytree like the tasks: names say whose state it is.
+    task_preferences: Any
     preferences: Any  # the state of the balancer that ran first
     memory: Any  # what the combiner itself remembers
 
@@ -74,7 +76,8 @@ def combiner(
     )
 
     def init(params: Any) -> CombinerState:
-        return CombinerState(first.init(layout.full(0.0)), init_memory(params))
+        ones, zeros = layout.full(1.0), layout.full(0.0)
+        return CombinerState(ones, first.init(zeros), init_memory(params))
 
     def update(
         updates: Any,
@@ -124,7 +127,8 @@ def combiner(
         # Gradients that a schedule scaled before this link have no meaning.
         untouched = gradients.untouched()
         whole = [jnp.where(untouched, leaf, missing_value()) for leaf in whole]
-        return treedef.unflatten(whole), CombinerState(first_state, found.memory)
+        new = CombinerState(layout.tree(wanted), first_state, found.memory)
+        return treedef.unflatten(whole), new
 
     return link(init, update)
 
