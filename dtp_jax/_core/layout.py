@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .checks import check_real, check_static
+from .probe import is_growing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,6 +308,8 @@ def per_task(name: str, value: Any, layout: TaskLayout) -> jax.Array:
     Raises:
         ValueError: If it is neither, or holds something else than numbers.
     """
+    if is_growing():
+        return jnp.zeros((layout.num_tasks,), layout.dtype)
     if _is_array(value) and jnp.shape(value) == ():
         return jnp.full((layout.num_tasks,), value, layout.dtype)
     check_per_task(name, value, layout)

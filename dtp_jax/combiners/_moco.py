@@ -10,7 +10,7 @@ from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.counters import count_up
-from dtp_jax._core.layout import task_layout
+from dtp_jax._core.layout import TaskLayout, task_layout
 from dtp_jax.gradients import Shared
 from dtp_jax.links._combiner import Combined, Inputs, combiner, memory_of_rows, weighted
 
@@ -151,11 +151,11 @@ def moco(
     numbers = {"beta_sigma": beta_sigma, "gamma": gamma, "gamma_sigma": gamma_sigma}
     for name, value in {**numbers, "rho": rho}.items():
         check_scalar(name, value, low=0)
-    num_tasks = layout.num_tasks
 
-    def init_memory(params: Any) -> MocoState:
+    def init_memory(params: Any, layout: TaskLayout) -> MocoState:
+        num_tasks = layout.num_tasks
         return MocoState(
-            memory_of_rows(tasks, shared, params),
+            memory_of_rows(layout, shared, params),
             jnp.full((num_tasks,), 1 / num_tasks, layout.dtype),
             jnp.zeros((num_tasks,), jnp.int32),
         )

@@ -11,6 +11,7 @@ from dtp_jax._core.balancer import Balancer, checked_balancer, link
 from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import task_layout
+from dtp_jax._core.probe import probed
 from dtp_jax.gradients import Stacked, TaskGradients
 from dtp_jax.links._combiner import memory_of_rows
 from dtp_jax.links._one_gradient import (
@@ -112,15 +113,16 @@ def one_at_a_time(
     check_scalar("decay", decay, low=0, high=1, open_high=True)
 
     def init(params: Any) -> OneAtATimeState:
-        num_tasks, tracked = layout.num_tasks, memory_of_rows(tasks, None, params)
+        ours = probed(layout)
+        size, tracked = ours.num_tasks, memory_of_rows(ours, None, params)
         return OneAtATimeState(
-            layout.full(0.0),
+            ours.full(0.0),
             tracked,
-            jnp.zeros((num_tasks, num_tasks), layout.dtype),
-            jnp.zeros((num_tasks,), jnp.int32),
+            jnp.zeros((size, size), ours.dtype),
+            jnp.zeros((size,), jnp.int32),
             jnp.zeros((), jnp.int32),
             jax.tree.map(lambda rows: jnp.zeros_like(rows[0]), tracked),
-            rule.init(layout.full(0.0)),
+            rule.init(ours.full(0.0)),
         )
 
     def update(
@@ -146,13 +148,12 @@ def one_at_a_time(
         usable = active & (counts > 0)
         goes = ~waits & jnp.any(usable)
 
-        # The averages: of a task that was never seen there is nothing to correct.
+        # Of a task that was never seen there is nothing to correct.
         started = 1 - decay ** jnp.maximum(counts, 1).astype(layout.dtype)
         scales = jnp.asarray(1 / started, layout.dtype)
         rows = jax.tree.map(lambda x: x * column(scales, x), tracked)
         known = gramian * scales[:, None] * scales[None, :]
-        shared = (True,) * len(jax.tree.leaves(rows))
-        ones = layout.full(1.0)
+        ones, shared = layout.full(1.0), (True,) * len(jax.tree.leaves(rows))
         gradients = TaskGradients(ones, Stacked(rows, shared, known))
         wanted = layout.tree(usable.astype(layout.dtype))
         weights, of_rule = rule.update(

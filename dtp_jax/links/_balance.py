@@ -8,6 +8,7 @@ import optax
 
 from dtp_jax._core.balancer import Balancer, checked_balancer, link
 from dtp_jax._core.layout import missing_value, task_layout
+from dtp_jax._core.probe import probed
 from dtp_jax.links._step import check_state, gradients_of, read_step
 
 Heads = Literal["weights", "preferences"]
@@ -98,12 +99,11 @@ def balance(
 
     def init(params: Any) -> BalanceState:
         del params
+        ours = probed(layout)
         # Each gets arrays of its own, which it may keep: a donated buffer may stand in
         # one field only.
         return BalanceState(
-            layout.full(1.0),
-            first.init(layout.full(0.0)),
-            balancer.init(layout.full(0.0)),
+            ours.full(1.0), first.init(ours.full(0.0)), balancer.init(ours.full(0.0))
         )
 
     def update(

@@ -9,7 +9,8 @@ import optax
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, checked_balancer, link
-from dtp_jax._core.layout import missing_value, task_layout
+from dtp_jax._core.layout import TaskLayout, missing_value, task_layout
+from dtp_jax._core.probe import probed
 from dtp_jax.gradients import Shared, shared_mask, zero_rows
 from dtp_jax.links._step import check_state, gradients_of, read_step
 
@@ -50,7 +51,7 @@ def combiner(
     tasks: Any,
     *,
     preferences: optax.GradientTransformation | None,
-    init_memory: Callable[[Any], Any] = lambda params: (),
+    init_memory: Callable[[Any, TaskLayout], Any] = lambda params, layout: (),
     shared: Shared | None = None,
     remembers: bool = False,
 ) -> Balancer:
@@ -62,7 +63,8 @@ def combiner(
         tasks: Names, for losses given as ``{name: scalar}``; an int T, for losses given
             as one [T] array; or an example pytree of the losses.
         preferences: A balancer that runs first; None for preferences of one.
-        init_memory: From the parameters to the memory at the start.
+        init_memory: From the parameters and the layout of the tasks to the memory at
+            the start.
         shared: Which parameters are shared, where the gradients do not say.
         remembers: Whether the memory is of the parameters that `shared` selects.
 
@@ -76,8 +78,9 @@ def combiner(
     )
 
     def init(params: Any) -> CombinerState:
-        ones, zeros = layout.full(1.0), layout.full(0.0)
-        return CombinerState(ones, first.init(zeros), init_memory(params))
+        ours = probed(layout)
+        ones, zeros = ours.full(1.0), ours.full(0.0)
+        return CombinerState(ones, first.init(zeros), init_memory(params, ours))
 
     def update(
         updates: Any,
@@ -133,11 +136,11 @@ def combiner(
     return link(init, update)
 
 
-def memory_of_rows(tasks: Any, shared: Shared | None, params: Any) -> Any:
+def memory_of_rows(layout: TaskLayout, shared: Shared | None, params: Any) -> Any:
     """Zeros for each task and each shared parameter.
 
     Args:
-        tasks: As for `combiner`.
+        layout: The layout of the tasks.
         shared: As for `combiner`.
         params: The parameters.
 
@@ -146,7 +149,7 @@ def memory_of_rows(tasks: Any, shared: Shared | None, params: Any) -> Any:
         where the parameter is, sharded as it is; None in place of those that are not
         shared.
     """
-    num_tasks = task_layout(tasks).num_tasks
+    num_tasks = layout.num_tasks
     leaves, treedef = jax.tree.flatten(params)
     mask = shared_mask(shared, params)
     pairs = zip(leaves, mask, strict=True)

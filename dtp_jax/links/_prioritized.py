@@ -71,7 +71,7 @@ def prioritized(
     ranged = np.array([name in _ranges(settings, layout) for name in layout.names])
 
     def init(params: Any) -> PrioritizationState:
-        shape = (layout.num_tasks,)
+        shape = (layout_of(params).num_tasks,)
         # Each field has an array of its own, or donating the state fails.
         return PrioritizationState(
             step=jnp.zeros((), jnp.int32),
