@@ -18,7 +18,7 @@ _SMALLEST_LOG = -60.0
 class Go4AlignState(NamedTuple):
     """State of `go4align`."""
 
-    log_risks: jax.Array  # [T], logarithms of the weights of the groups' risks
+    log_risks: jax.Array  # [T], of the shares in the risk, relative to their mean
 
 
 def go4align(
