@@ -4,8 +4,8 @@ python -m benchmarks.soak --seconds 3600
 
 Two runs take the same number of steps on a network with two heads for digits, with the
 same poisoned batches and masks. One of them is killed by SIGKILL again and again, and
-resumes from what it saved last. Both must end in the same parameters, bit for bit; memory
-and the number of compiled programs must stay flat.
+resumes from what it saved last. Both must end in the same parameters, bit for bit;
+memory and the number of compiled programs must stay flat.
 """
 
 import argparse

@@ -38,7 +38,7 @@ COUNTING = [
     for name, make in LINKS.items()
     if counters(jax.eval_shape(lambda make=make: make().init(PARAMS)))
 ]
-QUICK = {"focal", "every_k", "average_losses", "prioritization", "moco-focal"}
+QUICK = {"every_k", "prioritization"}
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_stacked_gradients_of_many_tasks(count: Count) -> None:
     assert_nothing_new(count, lambda: gradients.combine(jnp.ones(20)))
 
 
-QUICK = {"focal", "mgda", "lr_annealing", "every_k", "grad_drop", "trimmed_mean-focal"}
+QUICK = {"every_k"}
 # Its solver has a loop around its solutions, for problems without one.
 LOOPS = {"pcd"}
 LINKS = {

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import dtp_jax
-from benchmarks import _trials, reliability
+from benchmarks import _trials, reliability, soak
 from benchmarks._collectives import sent
 from tests import toys
 
@@ -32,9 +32,7 @@ def some(*names: str) -> Any:
 
 
 QUICK_MESHES = {
-    ("dynamic_task_prioritization", "2 x 4", AxisType.Auto),
     ("upgrad", "fully sharded", AxisType.Auto),
-    ("lr_annealing", "sharded on the last axis", AxisType.Explicit),
     ("moco-focal", "2 x 4", AxisType.Explicit),
 }
 
@@ -54,20 +52,20 @@ def test_eight_devices_train_as_one_does(name: str, mesh: str, kind: AxisType) -
     assert _trials.on_a_mesh(name, mesh, kind) < DEVIATION
 
 
-@some("focal", "moco-focal", "grad_norm")
+@some("moco-focal")
 def test_a_bad_step_is_one_in_which_the_task_was_masked(name: str) -> None:
     distance, number = _trials.poisoned_steps(name)
     assert number == 24
     assert distance <= 2.0**-20
 
 
-@some("dynamic_task_prioritization", "famo")
+@some("famo")
 def test_a_run_of_many_steps_stays_finite(name: str, request: Any) -> None:
     slow = request.node.get_closest_marker("slow") is not None
     assert _trials.long_run(name, 100_000 if slow else 3_000) < 1e9
 
 
-@some("db_mtl-focal", "dwa")
+@some("db_mtl-focal")
 def test_a_restored_run_goes_on_with_the_same_bits(name: str) -> None:
     assert _trials.checkpointed(name)
 
@@ -118,7 +116,7 @@ def test_a_step_by_kpis_sends_the_losses_and_kpis_and_nothing_else() -> None:
     assert 0 <= found["all-reduce"] - plain["all-reduce"] <= 2 * 4 * len(NAMES)
 
 
-@pytest.mark.parametrize("mode", ["auto", "vmap"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_a_step_by_the_gramian_reduces_each_row_once_and_gathers_none(
     mode: Any,
 ) -> None:
@@ -133,7 +131,9 @@ def test_a_step_by_the_gramian_reduces_each_row_once_and_gathers_none(
     assert found["all-gather"] <= plain["all-gather"] + few
 
 
-@pytest.mark.parametrize("mode", ["switch", "map"])
+@pytest.mark.parametrize(
+    "mode", ["switch", pytest.param("map", marks=pytest.mark.slow)]
+)
 def test_rows_of_a_loop_are_spread_as_the_parameters_are(mode: Any) -> None:
     link = toys.balance(toys.balancers.upgrad(), NAMES)
     _, (plain, size) = traffic(None, spread=True)
@@ -141,6 +141,11 @@ def test_rows_of_a_loop_are_spread_as_the_parameters_are(mode: Any) -> None:
     held = [p.memory_analysis().temp_size_in_bytes for p in (plain, program)]
     # Whole, the rows of T tasks would be another 4.
     assert held[1] - held[0] < 2.5 * size
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ends_in_the_same_bits() -> None:
+    assert "the same bits" in soak.soak(num_steps=600, num_kills=2)
 
 
 def test_the_page_says_what_it_should() -> None:

@@ -55,8 +55,8 @@ def has_state(name: str) -> bool:
 
 # One of each kind of state; the others are left to the slow tests.
 QUICK = {
-    *{"focal-ema", "stages", "famo", "every_k", "excess_mtl", "lr_annealing"},
-    *{"moco-focal", "meta_balance-focal", "prioritization"},
+    *{"focal-ema", "excess_mtl"},
+    *{"moco-focal", "prioritization"},
 }
 links = pytest.mark.parametrize(
     "name",
