@@ -63,7 +63,8 @@ def losses_fn(params: Any, x: jax.Array) -> tuple[Any, Any]:
     errors = jnp.tanh(x @ trunk) @ heads.T - 1
     losses = jnp.mean(errors**2, axis=0)
     kpis = jnp.mean(jnp.abs(errors) < 1, axis=0)
-    return tuple({n: of[i] for i, n in enumerate(NAMES)} for of in (losses, kpis))
+    by_name = [{n: of[i] for i, n in enumerate(NAMES)} for of in (losses, kpis)]
+    return by_name[0], by_name[1]
 
 
 def _explicit() -> bool:

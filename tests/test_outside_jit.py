@@ -23,8 +23,8 @@ class Count:
 
     compiled = 0
 
-    def __call__(self, event: str, duration: float, **kwargs: Any) -> None:
-        del duration, kwargs
+    def __call__(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs, kwargs
         self.compiled += event.endswith("backend_compile_duration")
 
 

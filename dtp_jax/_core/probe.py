@@ -69,7 +69,8 @@ def _grown(treedef: Any, shapes: tuple[tuple[int, ...], ...]) -> Any:
     if type(places) is dict and places and all(isinstance(k, str) for k in places):
         more = {**places, max(places) + "+": -1}
     elif type(places) in (list, tuple):
-        more = type(places)([*places, -1])
+        more = [*places, -1]
+        more = tuple(more) if isinstance(places, tuple) else more
     if more is None:
         # Tasks in one array; the first leaf of any other pytree.
         first = shapes[0]

@@ -35,7 +35,8 @@ def guarded(
 
     def without() -> tuple[Any, Any]:
         rows = gradients.stacked()
-        finite = rows.finite()
+        # Arrays side by side know which of them are.
+        finite: Any = rows.finite()
         if task_mask is not None:
             finite &= layout.vector("task_mask", task_mask, dtype=bool)
         read = gradients if at_features(gradients) else rows

@@ -194,9 +194,9 @@ def test_what_looks_like_tasks_is_not_taken_for_them() -> None:
         optax.chain(toys.balance(toys.balancers.dwa(), tasks), optax.adam(0.1))
         for tasks in (["a", "b"], ["b", "c", "d"])
     )
-    state = old.init(params)
-    adam = jax.tree.map(lambda x: x + 3, state[1])
-    found = resize_tasks(old, (state[0], adam), new, params)
+    state: Any = old.init(params)
+    adam: Any = jax.tree.map(lambda x: x + 3, state[1])
+    found: Any = resize_tasks(old, (state[0], adam), new, params)
     jax.tree.map(np.testing.assert_array_equal, found[1], adam)
     assert sorted(found[0].task_weights) == ["b", "c", "d"]
 
