@@ -4,7 +4,7 @@ BIN := .venv/bin
 # 25.1 is the first that installs dependency groups; 26 is the newest that was tried.
 PIP_RANGE := pip>=25.1,<27
 
-.PHONY: help demo dtp-study evidence evidence-short multi-mnist find-digit allen-cahn toys physics test test-slow test-device test-newest lint format hooks build bench bench-device bench-torchjd test-torchjd docs clean
+.PHONY: help demo dtp-study evidence evidence-short multi-mnist find-digit allen-cahn toys physics test test-slow test-device test-newest lint format hooks build bench bench-device reliability soak test-versions bench-torchjd test-torchjd docs clean
 help:
 	@echo "make demo       two-digit demo: tables and plots in outputs/ (3 minutes on 2 cores)"
 	@echo "make dtp-study  what each setting of prioritization does (some ten minutes on 2 cores)"
@@ -19,6 +19,9 @@ help:
 	@echo "make build      source distribution and wheel in dist/, checked"
 	@echo "make bench      the benchmarks, as ratios measured in one run"
 	@echo "make bench-device  what matters on an accelerator, for the device that JAX finds"
+	@echo "make reliability  docs/reliability.md: what was tried on every method (two hours)"
+	@echo "make soak       an hour of training with faults and kills, the same bits at the end"
+	@echo "make test-versions  the suite with the oldest and the newest supported versions"
 	@echo "make bench-torchjd  the same work by TorchJD, side by side (installs PyTorch)"
 	@echo "make test-torchjd  agreement with TorchJD"
 	@echo "make docs       the tables and plots that the documents show"
@@ -138,6 +141,28 @@ bench: .venv/.installed-examples
 # With TorchJD beside it where that is installed. DEVICE_PYTHON is explained above.
 bench-device: $(if $(filter $(BIN)/python,$(DEVICE_PYTHON)),.venv/.installed-examples)
 	$(DEVICE_PYTHON) -m benchmarks.device
+
+reliability: .venv/.installed-test
+	$(BIN)/python -m benchmarks.reliability --out docs/reliability.md
+
+soak: .venv/.installed-test
+	$(BIN)/python -m benchmarks.soak --seconds 3600
+
+# In environments of their own, so that .venv stays as it is. The oldest are the lower ends
+# of the ranges in pyproject.toml; OLDEST and NEWEST may name other interpreters.
+OLDEST ?= $(PYTHON)
+NEWEST ?= $(PYTHON)
+test-versions:
+	rm -rf .venv/versions
+	$(OLDEST) -m venv .venv/versions/oldest
+	.venv/versions/oldest/bin/python -m pip install --quiet "$(PIP_RANGE)"
+	.venv/versions/oldest/bin/python -m pip install --quiet --group test --editable ".[flax]" \
+		jax==0.10.0 optax==0.2.8 flax==0.12.7
+	.venv/versions/oldest/bin/python -m pytest -n 2 --dist loadfile
+	$(NEWEST) -m venv .venv/versions/newest
+	.venv/versions/newest/bin/python -m pip install --quiet "$(PIP_RANGE)"
+	.venv/versions/newest/bin/python -m pip install --quiet --group test --editable ".[flax]"
+	.venv/versions/newest/bin/python -m pytest -n 2 --dist loadfile
 
 bench-torchjd: .venv/.installed-torchjd
 	$(BIN)/python -m benchmarks.torchjd

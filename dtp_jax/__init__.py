@@ -29,6 +29,7 @@ from dtp_jax.links import clip_each_task as clip_each_task
 from dtp_jax.links import (
     dynamic_task_prioritization as dynamic_task_prioritization,
 )
+from dtp_jax.links import resize_tasks as resize_tasks
 
 __version__ = "0.1.0"
 

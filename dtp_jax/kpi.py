@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_number, check_real
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import TaskLayout, layout_of, per_task, task_layout
 
 # Metrics computed in low precision may leave [0, 1] by rounding; more is a mistake.
@@ -93,7 +94,7 @@ def update_kpis(
     alpha = jnp.asarray(alpha, old.dtype)
     averaged = jnp.where(count == 0, new, alpha * new + (1 - alpha) * old)
     mean = jnp.where(observed, averaged, old)
-    return KpiState(layout.tree(mean), layout.tree(count + observed))
+    return KpiState(layout.tree(mean), layout.tree(count_up(count, observed)))
 
 
 def focal_weights(
@@ -251,6 +252,7 @@ def check_kpis(kpis: Any, layout: TaskLayout) -> None:
 
 
 def _check_kpi(name: str, value: Any) -> None:
+    check_real(name, value)
     if isinstance(value, (int, float)) and not -_ROUNDING <= value <= 1 + _ROUNDING:
         raise ValueError(
             f"{name} must be in [0, 1], got {value!r}. Divide percentages by 100; "

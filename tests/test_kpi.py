@@ -13,6 +13,7 @@ from dtp_jax import (
     init_kpis,
     update_kpis,
 )
+from dtp_jax._core.layout import layout_of
 
 # -(1 - k)**gamma * log(k), evaluated by hand from the definition to six digits.
 KPIS = [1e-4, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99]
@@ -242,3 +243,25 @@ def test_a_loss_of_weight_zero_is_left_out() -> None:
     losses = {"a": jnp.array(jnp.nan), "b": jnp.array(2.0)}
     assert float(combine_losses(losses, {"a": 0.0, "b": 3.0})) == 6.0
     assert float(combine_losses(losses, jnp.array([0.0, 3.0]))) == 6.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["0.3", b"0.3", 0.3 + 0j, np.complex64(0.3), np.array("0.3"), jnp.array(0.3 + 1j)],
+    ids=["text", "bytes", "complex", "complex64", "array-of-text", "complex-array"],
+)
+def test_what_is_no_real_number_is_no_kpi(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"kpis\['a'\] must be a real number"):
+        update_kpis(init_kpis(["a"]), {"a": wrong})
+    with pytest.raises(ValueError, match="must be a real number"):
+        focal_weights({"a": wrong})
+    with pytest.raises(ValueError, match=r"losses\['a'\] must be a real number"):
+        layout_of({"a": 1.0}).vector("losses", {"a": wrong})
+
+
+@pytest.mark.parametrize(
+    "missing", [float("inf"), -jnp.inf, jnp.array(jnp.inf), np.float32(np.nan), None]
+)
+def test_what_is_not_finite_is_not_observed_in_any_type(missing: Any) -> None:
+    state = update_kpis(init_kpis(["a"]), {"a": missing})
+    assert state.count["a"] == 0

@@ -105,6 +105,38 @@ def check_static(name: str, value: Any, instead: str = "") -> None:
         )
 
 
+def is_traced() -> bool:
+    """Whether a program is being traced, in place of running operations one by one.
+
+    Example:
+        >>> is_traced(), jax.eval_shape(lambda: jnp.zeros(3) + is_traced()).shape
+        (False, (3,))
+    """
+    return isinstance(jnp.zeros(()), Tracer)
+
+
+def check_real(name: str, value: Any) -> None:
+    """Checks that what stands for a number is no text and not complex.
+
+    JAX reads the first as the number that it spells, and drops half of the second.
+
+    Args:
+        name: What the caller calls the value, used in the message.
+        value: A number or an array, or None, which passes.
+
+    Raises:
+        ValueError: If it is not real.
+    """
+    dtype = getattr(value, "dtype", None)
+    wrong = isinstance(value, (str, bytes, complex))
+    if dtype is not None:
+        real = (jnp.bool_, jnp.integer, jnp.floating)
+        wrong = not any(jnp.issubdtype(dtype, kind) for kind in real)
+    if wrong:
+        got = type(value).__name__ if dtype is None else f"an array of {dtype}"
+        raise ValueError(f"{name} must be a real number, got {got}: {value!r}.")
+
+
 def check_same_shape(
     name_a: str, a: jax.typing.ArrayLike, name_b: str, b: jax.typing.ArrayLike
 ) -> None:

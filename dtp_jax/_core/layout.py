@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .checks import check_static
+from .checks import check_real, check_static
+from .probe import is_growing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +157,15 @@ class TaskLayout:
                 return jax.tree.leaves(self.tree(vector))
         if one_array and isinstance(tree, (list, tuple)):
             # Tasks in one array: a sequence of numbers means the same.
+            for place, leaf in enumerate(tree):
+                check_real(f"{name}[{place}]", leaf)
             numbers = [missing_value() if leaf is None else leaf for leaf in tree]
             tree = jnp.stack([jnp.asarray(number) for number in numbers])
         leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
         if treedef != self.treedef:
             raise ValueError(self._structure_message(name, tree, treedef))
         for leaf, shape, path in zip(leaves, self.shapes, self._paths(), strict=True):
+            check_real(f"{name}{path}", leaf)
             if leaf is not None and jnp.shape(leaf) != shape:
                 raise ValueError(
                     f"{name}{path} has shape {list(jnp.shape(leaf))}, expected "
@@ -304,6 +308,8 @@ def per_task(name: str, value: Any, layout: TaskLayout) -> jax.Array:
     Raises:
         ValueError: If it is neither, or holds something else than numbers.
     """
+    if is_growing():
+        return jnp.zeros((layout.num_tasks,), layout.dtype)
     if _is_array(value) and jnp.shape(value) == ():
         return jnp.full((layout.num_tasks,), value, layout.dtype)
     check_per_task(name, value, layout)

@@ -112,14 +112,14 @@ def gramian_of(task_gradients: Any, preferences: jax.Array, method: str) -> jax.
 
     Returns:
         The Gramian, through which no derivative flows. The rows and columns of tasks
-        that are not active are zero, whatever their gradients hold.
+        that are not active, or whose gradient is NaN, are zero.
 
     Raises:
         ValueError: If there are no task gradients, or of another number of tasks.
     """
     gradients = _gradients_of(task_gradients, preferences, method)
-    active = preferences > 0
     gramian = gradients.gramian()
+    active = (preferences > 0) & ~jnp.isnan(jnp.diagonal(gramian))
     gramian = jnp.where(active[:, None] & active[None, :], gramian, 0)
     return jax.lax.stop_gradient(gramian)
 

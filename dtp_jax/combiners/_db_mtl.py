@@ -9,7 +9,8 @@ import optax
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_scalar
-from dtp_jax._core.layout import task_layout
+from dtp_jax._core.counters import count_up
+from dtp_jax._core.layout import TaskLayout, task_layout
 from dtp_jax._core.reads import required
 from dtp_jax.gradients import Shared, row_norms
 from dtp_jax.links._combiner import Combined, Inputs, combiner, memory_of_rows, weighted
@@ -110,16 +111,16 @@ def db_mtl(
     check_scalar("beta_sigma", beta_sigma, low=0)
     check_scalar("eps", eps, low=0, open_low=True)
 
-    def init_memory(params: Any) -> DbMtlState:
+    def init_memory(params: Any, layout: TaskLayout) -> DbMtlState:
         steps = jnp.zeros((layout.num_tasks,), jnp.int32)
-        return DbMtlState(memory_of_rows(tasks, shared, params), steps)
+        return DbMtlState(memory_of_rows(layout, shared, params), steps)
 
     def rule(inputs: Inputs, memory: DbMtlState) -> Combined:
         how = "pass a TaskGradients, or losses= next to stacked gradients"
         losses = required(inputs.losses, "losses", "db_mtl", how)
         inverse = 1 / (jnp.maximum(losses, 0) + eps)
         active = inputs.preferences > 0
-        steps = jnp.where(active, optax.safe_increment(memory.steps), memory.steps)
+        steps = count_up(memory.steps, active)
         counts = jnp.maximum(steps, 1).astype(layout.dtype)
         rates = jnp.where(active, 1 - beta / counts**beta_sigma, 0)
         old, treedef = jax.tree.flatten(memory.averages)

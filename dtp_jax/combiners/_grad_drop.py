@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dtp_jax._core import control
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import check_per_task, per_task, task_layout
@@ -47,7 +48,7 @@ def drop_signs(
         row, above, below = weighted(*task), *total
         return (above + jnp.maximum(row, 0), below + jnp.maximum(-row, 0)), None
 
-    (above, below), _ = jax.lax.scan(sizes, (zeros, zeros), (preferences, rows))
+    (above, below), _ = control.scan(sizes, (zeros, zeros), (preferences, rows))
     total = above + below
     # Exactly 1 where nothing is negative, so that no number reaches it.
     purity = above / jnp.where(total > 0, total, 1)
@@ -58,7 +59,7 @@ def drop_signs(
         row = weighted(*task)
         return total + jnp.where((row > 0) == positive, row, leak * row), None
 
-    return jax.lax.scan(add, zeros, (leaks, preferences, rows))[0]
+    return control.scan(add, zeros, (leaks, preferences, rows))[0]
 
 
 def grad_drop(

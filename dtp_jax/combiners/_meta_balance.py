@@ -9,7 +9,7 @@ import optax
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_scalar
-from dtp_jax._core.layout import task_layout
+from dtp_jax._core.layout import TaskLayout, task_layout
 from dtp_jax.gradients import Shared, row_norms, shared_mask
 from dtp_jax.links._combiner import Combined, Inputs, combiner
 
@@ -86,7 +86,7 @@ def meta_balance(
         names = get_args(Strategy)
         raise ValueError(f"strategy must be one of {names}, got {strategy!r}.")
 
-    def init_memory(params: Any) -> MetaBalanceState:
+    def init_memory(params: Any, layout: TaskLayout) -> MetaBalanceState:
         number = sum(shared_mask(shared, params))
         # Arrays of their own: a donated buffer may stand in one field only.
         zeros = [

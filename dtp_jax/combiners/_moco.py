@@ -9,12 +9,17 @@ import optax
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_scalar
-from dtp_jax._core.layout import task_layout
+from dtp_jax._core.counters import count_up
+from dtp_jax._core.layout import TaskLayout, task_layout
 from dtp_jax.gradients import Shared
 from dtp_jax.links._combiner import Combined, Inputs, combiner, memory_of_rows, weighted
 
 # The smallest preference, relative to the largest, that still counts for less.
 _MIN_PREFERENCE = 1e-6
+
+# Rows with longer entries are measured by the longest; longer steps end in a corner.
+_LONG = 1e12
+_LARGEST_RATE = 1e18
 
 
 class MocoState(NamedTuple):
@@ -146,33 +151,37 @@ def moco(
     numbers = {"beta_sigma": beta_sigma, "gamma": gamma, "gamma_sigma": gamma_sigma}
     for name, value in {**numbers, "rho": rho}.items():
         check_scalar(name, value, low=0)
-    num_tasks = layout.num_tasks
 
-    def init_memory(params: Any) -> MocoState:
+    def init_memory(params: Any, layout: TaskLayout) -> MocoState:
+        num_tasks = layout.num_tasks
         return MocoState(
-            memory_of_rows(tasks, shared, params),
+            memory_of_rows(layout, shared, params),
             jnp.full((num_tasks,), 1 / num_tasks, layout.dtype),
             jnp.zeros((num_tasks,), jnp.int32),
         )
 
     def rule(inputs: Inputs, memory: MocoState) -> Combined:
         active = inputs.preferences > 0
-        steps = jnp.where(active, optax.safe_increment(memory.steps), memory.steps)
+        steps = count_up(memory.steps, active)
         counts = jnp.maximum(steps, 1).astype(layout.dtype)
         rates = jnp.where(active, beta / counts**beta_sigma, 0)
         old, treedef = jax.tree.flatten(memory.tracked)
         tracked = [
-            y + weighted(rates, rows - y)
+            weighted(1 - rates, y) + weighted(rates, rows)
             for y, rows in zip(old, inputs.rows, strict=True)
         ]
 
         largest = jnp.max(inputs.preferences)
         relative = inputs.preferences / jnp.where(largest > 0, largest, 1)
         relative = jnp.where(active, jnp.maximum(relative, _MIN_PREFERENCE), 0)
-        gramian = sum(map(linalg.gram, tracked), start=jnp.zeros((), layout.dtype))
-        gramian = gramian.astype(layout.dtype)
-        rate = gamma / jnp.max(counts) ** gamma_sigma
-        found = moco_weights(gramian, memory.weights, relative, gamma=rate, rho=rho)
+        # The inner products of long rows overflow: measured in other units.
+        size = jnp.max(jnp.stack([jnp.max(jnp.abs(y), initial=0) for y in tracked]))
+        unit = jnp.where(size > _LONG, size, 1).astype(layout.dtype)
+        grams = [linalg.gram(y / unit.astype(y.dtype)) for y in tracked]
+        gramian = sum(grams, start=jnp.zeros((), layout.dtype)).astype(layout.dtype)
+        rate = jnp.asarray(gamma / jnp.max(counts) ** gamma_sigma * unit * unit)
+        rates = {"gamma": jnp.minimum(rate, _LARGEST_RATE), "rho": rho / unit / unit}
+        found = moco_weights(gramian, memory.weights, relative, **rates)
         scaled = jnp.where(active, found / jnp.where(active, relative, 1), 0)
         gradients = [linalg.weighted_sum(scaled, y) for y in tracked]
         weights = jnp.where(active, found, memory.weights)

@@ -9,7 +9,9 @@ import optax
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, checked_balancer, link
 from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import task_layout
+from dtp_jax._core.probe import probed
 from dtp_jax.gradients import Stacked, TaskGradients
 from dtp_jax.links._combiner import memory_of_rows
 from dtp_jax.links._one_gradient import (
@@ -26,6 +28,7 @@ class OneAtATimeState(NamedTuple):
 
     of_link = True  # for `checked_balancer`; no field
 
+    task_weights: Any  # of the last step, a pytree like the tasks
     tracked: Any  # [T, *param], running sums of the gradients of each task
     gramian: jax.Array  # [T, T], of what is tracked
     counts: jax.Array  # [T], int32, how often each task was seen
@@ -110,14 +113,16 @@ def one_at_a_time(
     check_scalar("decay", decay, low=0, high=1, open_high=True)
 
     def init(params: Any) -> OneAtATimeState:
-        num_tasks, tracked = layout.num_tasks, memory_of_rows(tasks, None, params)
+        ours = probed(layout)
+        size, tracked = ours.num_tasks, memory_of_rows(ours, None, params)
         return OneAtATimeState(
+            ours.full(0.0),
             tracked,
-            jnp.zeros((num_tasks, num_tasks), layout.dtype),
-            jnp.zeros((num_tasks,), jnp.int32),
+            jnp.zeros((size, size), ours.dtype),
+            jnp.zeros((size,), jnp.int32),
             jnp.zeros((), jnp.int32),
             jax.tree.map(lambda rows: jnp.zeros_like(rows[0]), tracked),
-            rule.init(layout.full(0.0)),
+            rule.init(ours.full(0.0)),
         )
 
     def update(
@@ -138,45 +143,40 @@ def one_at_a_time(
         seen = active[place] & is_finite(updates)
 
         tracked, gramian = _refreshed(state, updates, place, decay, seen)
-        count = jnp.where(seen, optax.safe_increment(state.counts[place]), 0)
-        counts = state.counts.at[place].max(count)
+        counts = count_up(state.counts, seen & (jnp.arange(layout.num_tasks) == place))
         waits = (state.steps == 0) & jnp.any(active & (counts == 0))
         usable = active & (counts > 0)
         goes = ~waits & jnp.any(usable)
 
-        # The averages: of a task that was never seen there is nothing to correct.
+        # Of a task that was never seen there is nothing to correct.
         started = 1 - decay ** jnp.maximum(counts, 1).astype(layout.dtype)
         scales = jnp.asarray(1 / started, layout.dtype)
         rows = jax.tree.map(lambda x: x * column(scales, x), tracked)
         known = gramian * scales[:, None] * scales[None, :]
-        shared = (True,) * len(jax.tree.leaves(rows))
-        ones = layout.full(1.0)
+        ones, shared = layout.full(1.0), (True,) * len(jax.tree.leaves(rows))
         gradients = TaskGradients(ones, Stacked(rows, shared, known))
+        wanted = layout.tree(usable.astype(layout.dtype))
         weights, of_rule = rule.update(
-            layout.tree(usable.astype(layout.dtype)),
-            state.balancer,
-            ones,
-            task_gradients=gradients,
-            **extra_args,
+            wanted, state.balancer, ones, task_gradients=gradients, **extra_args
         )
         vector = jax.lax.stop_gradient(layout.vector("weights", weights))
         vector = jnp.where(usable, vector, 0)
 
-        steps = jnp.where(goes, optax.safe_increment(state.steps), state.steps)
+        steps = count_up(state.steps, goes)
         part = 1 - decay ** jnp.maximum(steps, 1).astype(layout.dtype)
         answer = jax.tree.map(lambda x: part * linalg.weighted_sum(vector, x), rows)
 
         def pseudo(new: jax.Array, old: jax.Array, like: Any) -> jax.Array:
-            return jnp.where(goes, (new - decay * old) / (1 - decay), 0).astype(
-                jnp.result_type(like)
-            )
+            moved = jnp.where(goes, (new - decay * old) / (1 - decay), 0)
+            return moved.astype(jnp.result_type(like))
 
         def kept(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(goes, new, old).astype(old.dtype)
 
         direction = jax.tree.map(kept, answer, state.direction)
         of_rule = jax.tree.map(kept, of_rule, state.balancer)
-        new = OneAtATimeState(tracked, gramian, counts, steps, direction, of_rule)
+        used = layout.tree(vector)
+        new = OneAtATimeState(used, tracked, gramian, counts, steps, direction, of_rule)
         return jax.tree.map(pseudo, answer, state.direction, updates), new
 
     return link(init, update)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dtp_jax._core import control
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_whole
 from dtp_jax._core.layout import task_layout
@@ -60,7 +61,7 @@ def trim_and_average(
         return jax.tree.map(jnp.add, total, terms), None
 
     zeros = jnp.zeros_like(rows[0])
-    sums, _ = jax.lax.scan(
+    sums, _ = control.scan(
         add, (zeros,) * 6, (rows, weights.astype(rows.dtype), active)
     )
     total, weight, weight_below, weight_above, ties_below, ties_above = sums
@@ -158,7 +159,7 @@ def _extremes(
 
     # There are more rows than that, and slices of them are sharded like them.
     start = jnp.full_like(rows[:number], jnp.inf)
-    (smallest, negated), _ = jax.lax.scan(step, (start, start), (rows, active))
+    (smallest, negated), _ = control.scan(step, (start, start), (rows, active))
     return smallest, -negated
 
 

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dtp_jax._core import control
 from dtp_jax._core.balancer import Balancer, checked_balancer, nonzero, transformation
 from dtp_jax._core.checks import check_whole
+from dtp_jax._core.counters import next_step
 from dtp_jax._core.layout import layout_of
 
 
@@ -86,12 +88,12 @@ def every_k(
             weights = nonzero(layout.vector("weights", found), preferences)
             return weights.astype(state.weights.dtype), balancer_state
 
-        stored, balancer_state = jax.lax.cond(
+        stored, balancer_state = control.cond(
             state.step % k == 0, refresh, lambda: (state.weights, state.balancer)
         )
         weights = jnp.where(stored == 0, preferences, stored)
         weights = jnp.where(preferences > 0, weights, 0)
-        step = jnp.asarray(optax.safe_increment(state.step))
+        step = next_step(state.step, k)
         return layout.tree(weights), EveryKState(step, stored, balancer_state)
 
     return transformation(init, update)

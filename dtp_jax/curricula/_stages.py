@@ -11,6 +11,7 @@ import optax
 
 from dtp_jax._core.balancer import Balancer, checked_balancer, transformation
 from dtp_jax._core.checks import check_whole
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import TaskLayout, layout_of
 
 # From a step on, the names (or positions) of the active tasks.
@@ -78,7 +79,7 @@ def ramp(steps: jax.Array, ramp_steps: jax.typing.ArrayLike, dtype: Any) -> jax.
         ``clip((steps + 1) / ramp_steps, 0, 1)``, of the shape of `steps`.
     """
     length = jnp.maximum(jnp.asarray(ramp_steps), 1).astype(dtype)
-    return jnp.clip((steps + 1).astype(dtype) / length, 0, 1)
+    return jnp.clip((steps.astype(dtype) + 1) / length, 0, 1)
 
 
 def stages(
@@ -162,7 +163,7 @@ def stages(
             share = ramp(state.step - second, ramp_steps, layout.dtype)
             weights = blend(preferences, weights, share)
         weights *= table.entrance(state.step, ramp_steps, layout.dtype)
-        step = jnp.asarray(optax.safe_increment(state.step))
+        step = count_up(state.step)
         return layout.tree(weights), StagesState(step, balancer_state)
 
     return transformation(init, update)

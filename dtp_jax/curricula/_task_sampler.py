@@ -9,6 +9,7 @@ import optax
 
 from dtp_jax._core.balancer import checked_balancer
 from dtp_jax._core.checks import check_scalar, check_whole
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import missing_value, task_layout
 
 from ._sampling import SampledTasks, Sampling, sample_tasks
@@ -134,7 +135,7 @@ def task_sampler(
             observed = spread("kpis", kpis, unknown)
             seen |= jnp.isfinite(observed)
             extra_args = {**extra_args, "kpis": layout.tree(observed)}
-        counts = jnp.where(seen, optax.safe_increment(state.counts), state.counts)
+        counts = count_up(state.counts, seen)
 
         known = counts > 0
         weights, of_rule = rule.update(

@@ -8,6 +8,7 @@ import optax
 
 from dtp_jax._core.balancer import Balancer, checked_balancer, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import layout_of
 
 from ._stages import blend, ramp
@@ -76,7 +77,7 @@ def warm_up(
         steps, active = state.active_steps, preferences > 0
         share = ramp(steps - num_steps, ramp_steps, layout.dtype)
         weights = jnp.where(active, blend(preferences, weights, share), weights)
-        steps = jnp.where(active, optax.safe_increment(steps), steps)
+        steps = count_up(steps, active)
         return layout.tree(weights), WarmUpState(steps, balancer_state)
 
     return transformation(init, update)

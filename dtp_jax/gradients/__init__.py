@@ -1,5 +1,6 @@
 """Gradients of several losses at once, computed only as far as a method needs them."""
 
+from ._examples import at_features as at_features
 from ._examples import example_norms as example_norms  # at features
 from ._features import feature_task_gradients as feature_task_gradients
 from ._inputs import split_aux as split_aux

@@ -9,6 +9,11 @@ from ._features import _FeatureMap
 from ._task_gradients import TaskGradients
 
 
+def at_features(gradients: Any) -> bool:
+    """Whether a Gramian is that of features instead of parameters."""
+    return isinstance(getattr(gradients, "_map", None), _FeatureMap)
+
+
 def example_norms(gradients: Any) -> jax.Array:
     """Norms of the gradients at the features of one example, averaged over the batch.
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._core import linalg
+from dtp_jax._core import control, linalg
 from dtp_jax._core.layout import layout_of
 
 from ._inputs import check_params, split_aux
@@ -256,7 +256,7 @@ class _FeatureMap:
         """The gradients of all tasks, one after the other."""
         layout = layout_of(self.losses)
         units = jnp.eye(layout.num_tasks, dtype=layout.dtype)
-        return self.shards.mean(jax.lax.map(self._pull, units))
+        return self.shards.mean(control.over(self._pull, units))
 
     def each(self, function: Callable[[list[jax.Array]], Any]) -> Any:
         """Not known of all shards together, as a function in general."""

@@ -10,26 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import get_opaque_trace_state
 
-from dtp_jax._core import linalg
+from dtp_jax._core import control, linalg
+from dtp_jax._core.checks import is_traced
 from dtp_jax._core.layout import TaskLayout, layout_of
 
 from ._shards import Shards
 from ._shared import check_heads, select
+from ._spread import alike, may_be_spread
 
 # How the rows of the Jacobian are computed; see `task_gradients`.
 GramianMode = Literal["auto", "unrolled", "switch", "vmap", "chunks", "map", "columns"]
 
 # Measured on a CPU of two cores (`make bench`) and on an H200 (`make bench-device`). Up
-# to the first number of tasks, their gradients stay in memory until they are summed,
-# which saves a backward pass. Beyond it a loop over branches is faster than one pass
-# after the other in the program, and takes half the memory. The time to compile either
-# is linear in T, and past the second number it is longer than most runs gain.
+# to the first number of tasks, gradients stay in memory until they are summed. Beyond
+# it a loop over branches is faster and takes half the memory. Compiling either is
+# linear in T, and past the second number longer than most runs gain.
 MAX_UNROLLED = 8
 _MAX_BRANCHES = 64
 
-# What a chunk of tasks may take at a time. With 40 tasks, what all took together was
-# some 0.1 GiB where "vmap" was 2.6 times faster than "switch", and 5 GiB where chunks
-# were half as fast.
+# What a chunk of tasks may take. 40 tasks took some 0.1 GiB where "vmap" was 2.6 times
+# faster than "switch", and 5 GiB where chunks were half as fast.
 _CHUNK_BYTES = 2**30
 
 
@@ -164,6 +164,10 @@ def in_a_loop(
     def call(number: jax.Array) -> Any:
         return then(jax.lax.switch(number, calls))
 
+    if not is_traced():
+        # Compiled for these functions, the loop would stay in memory.
+        results = [then(function()) for function in calls]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
     return jax.lax.map(call, jnp.arange(len(calls)))
 
 
@@ -181,7 +185,7 @@ class _Kept:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["losses", "jvp"],
+    data_fields=["losses", "jvp", "like"],
     meta_fields=["treedef", "param_types", "shared", "mode", "shards"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +207,8 @@ class Linearized:
     shared: tuple[bool, ...]
     mode: GramianMode
     shards: Shards
+    # The parameters, where the compiler is to spread the rows as it does these.
+    like: list[jax.Array]
     # No part of the pytree: a copy that passed through `jax.jit` starts anew.
     kept: _Kept = dataclasses.field(init=False, default_factory=_Kept, compare=False)
 
@@ -237,7 +243,7 @@ class Linearized:
     def gramian(self) -> jax.Array:
         """Inner products of the rows, leaf by leaf."""
         if self._mode == "columns":
-            columns = jax.lax.map(self._column, self._units())
+            columns = control.over(self._column, self._units())
             return columns.astype(self.dtype)
         leaves = self._over_rows(lambda leaves: leaves)
         # Summing leaf by leaf lets the compiler free each one after its contribution.
@@ -257,14 +263,14 @@ class Linearized:
         """One backward pass of this shard."""
         cotangent = weights_like(self.losses, weights)
         (gradient,) = jax.linear_transpose(self.jvp, self._like())(cotangent)
-        return gradient
+        return alike(gradient, self.like)
 
     def _row(self, task: int) -> Any:
         """The gradient of a task on this shard."""
         one_loss, one = one_output(self.jvp, self.losses, task)
         (gradient,) = jax.linear_transpose(one_loss, self._like())(one)
         # Zeros of a loss without a gradient must have the type of the others.
-        return self.shards.varying(gradient)
+        return alike(self.shards.varying(gradient), self.like)
 
     def _column(self, weights: jax.Array) -> jax.Array:
         def shared_row(weights: jax.Array) -> list[jax.Array]:
@@ -376,14 +382,16 @@ class Linearized:
         on_gpu = jax.default_backend() == "gpu"
         if on_gpu and self._chunk_size() == num_tasks:
             return "vmap"
+        # A loop would gather spread parameters again for each task.
+        if may_be_spread(self.param_types):
+            return "unrolled" if num_tasks <= _MAX_BRANCHES else "vmap"
         if num_tasks <= _MAX_BRANCHES:
             return "switch"
         return "chunks" if on_gpu else "map"
 
     def _chunk_size(self) -> int:
         """How many tasks at a time fit into the memory of a chunk."""
-        # The backward pass of a task makes a gradient of what the forward pass kept,
-        # and of the parameters.
+        # A backward pass makes gradients of what was kept, and of the parameters.
         held = [*jax.tree.leaves(self.jvp), *self.param_types]
         of_task = sum(leaf.size * leaf.dtype.itemsize for leaf in held)
         num_tasks = self._layout.num_tasks
@@ -397,4 +405,6 @@ def _in_chunks(
     """A function of each unit vector, so many at a time."""
     if size >= units.shape[0]:
         return jax.vmap(function)(units)
-    return jax.lax.map(function, units, batch_size=size if size > 1 else None)
+    if size == 1:
+        return control.over(function, units)
+    return jax.lax.map(function, units, batch_size=size)

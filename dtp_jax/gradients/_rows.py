@@ -8,7 +8,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax._core import linalg
+from dtp_jax._core import meshes
+from dtp_jax._core.checks import is_traced
 from dtp_jax._core.linalg import Rows
 
 from ._linearized import Linearized
@@ -168,14 +169,17 @@ def zero_rows(num_tasks: int, param: Any) -> jax.Array:
     """
     dtype = jnp.promote_types(jnp.float32, jnp.result_type(param))
     shape = (num_tasks, *np.shape(param))
-    if isinstance(param, jax.core.Tracer):
-        sharding = jax.typeof(param).sharding
-    else:
-        sharding = getattr(param, "sharding", None)
-    if isinstance(sharding, jax.NamedSharding) and linalg.is_explicit(sharding.mesh):
-        # In a loop the memory must be of the type of the gradients that it follows.
+    traced = isinstance(param, jax.core.Tracer)
+    sharding = (
+        jax.typeof(param).sharding if traced else getattr(param, "sharding", None)
+    )
+    if isinstance(sharding, jax.NamedSharding):
         spread = jax.NamedSharding(sharding.mesh, jax.P(None, *sharding.spec))
-        return jnp.zeros(shape, dtype, out_sharding=spread)
+        if meshes.is_explicit(sharding.mesh) and is_traced():
+            # In a loop the memory must be of the type of the gradients that it follows.
+            return jnp.zeros(shape, dtype, out_sharding=spread)
+        if not traced:
+            return jnp.zeros(shape, dtype, device=spread)
     # Zeros like the parameter lie where it does, and so does what is made of them.
     return jnp.broadcast_to(jnp.zeros_like(param, dtype)[None], shape)
 

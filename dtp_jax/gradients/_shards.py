@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import meshes
+
 # The name of a mapped axis, or several; None where no axis is mapped by hand.
 AxisName = Hashable | Sequence[Hashable]
 
@@ -134,8 +136,10 @@ class Shards:
 
 
 def zeros_of(kind: Any) -> jax.Array:
-    """Zeros of a type as `jax.typeof` returns it."""
-    zeros = jnp.zeros(kind.shape, kind.dtype)
+    """Zeros of a type as `jax.typeof` returns it, sharding and varying axes too."""
+    explicit = meshes.is_explicit(kind.sharding.mesh)
+    spread = kind.sharding if explicit else None
+    zeros = jnp.zeros(kind.shape, kind.dtype, out_sharding=spread)
     missing = tuple(sorted(_varies_over_type(kind), key=str))
     return jax.lax.pcast(zeros, missing, to="varying") if missing else zeros
 

@@ -15,6 +15,7 @@ from ._linearized import GramianMode, Linearized, LinearMap
 from ._seal import new_seal, unbroken, visibly
 from ._shards import AxisName, Shards
 from ._shared import Shared, shared_mask
+from ._spread import references
 from ._stacked import Stacked, check_stacked
 
 
@@ -330,10 +331,11 @@ def task_gradients(
             "chunks": so with as many tasks as take 1 GiB. "map": one pass after the
             other through all heads. "columns": a pass and its transpose per task; no
             Jacobian, at the precision of the model's products. "auto": "unrolled" up to
-            8 tasks, "switch" up to 64, "map" above (measured on a CPU); if JAX's
-            default backend is a GPU, "vmap" where more than 8 take less than 1 GiB,
-            "chunks" above 64 (on an H200, 40 tasks took 1.6 plain gradients by "vmap",
-            4.2 by "switch" on a small network, 14 by "switch", 25 in chunks on a wide).
+            8 tasks, "switch" up to 64, "map" above (measured on a CPU); on a mesh,
+            where loops gather parameters T times, "unrolled" and "vmap" in their place;
+            on a GPU "vmap" where more than 8 take less than 1 GiB, "chunks" above 64
+            (on an H200, 40 tasks took 1.6 plain gradients by "vmap", 4.2 by "switch" on
+            a small network, 14 by "switch", 25 in chunks on a wide).
         axis_name: The axis, or axes, of `jax.shard_map` over which the batch is split,
             None elsewhere. The parameters are the same on all devices, and the losses
             are those of a device's own part. `.losses` are their means over the axis
@@ -395,14 +397,10 @@ def task_gradients(
 
         losses, jvp, aux = jax.linearize(of_params, params, has_aux=True)
         leaves, treedef = jax.tree.flatten(params)
+        types = tuple(map(jax.typeof, leaves))
+        mask, like = shared_mask(shared, params), references(leaves)
         linear_map = Linearized(
-            losses,
-            jvp,
-            treedef,
-            tuple(jax.typeof(leaf) for leaf in leaves),
-            shared_mask(shared, params),
-            gramian,
-            shards,
+            losses, jvp, treedef, types, mask, gramian, shards, like
         )
         gradients = TaskGradients(shards.mean_of_losses(losses), linear_map)
         return (gradients, aux) if has_aux else gradients

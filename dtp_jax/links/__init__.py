@@ -8,3 +8,4 @@ from ._prioritization import (
 )
 from ._prioritized import PrioritizationState as PrioritizationState
 from ._prioritized import state_from_version_0_1 as state_from_version_0_1
+from ._resize import resize_tasks as resize_tasks

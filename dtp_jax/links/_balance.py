@@ -8,6 +8,9 @@ import optax
 
 from dtp_jax._core.balancer import Balancer, checked_balancer, link
 from dtp_jax._core.layout import missing_value, task_layout
+from dtp_jax._core.probe import probed
+from dtp_jax.gradients import TaskGradients
+from dtp_jax.links._guard import guarded
 from dtp_jax.links._step import check_state, gradients_of, read_step
 
 Heads = Literal["weights", "preferences"]
@@ -29,6 +32,7 @@ def balance(
     *,
     preferences: optax.GradientTransformation | None = None,
     heads: Heads = "weights",
+    guard: bool = False,
 ) -> Balancer:
     """Turns a balancer into a link of an optimizer's chain.
 
@@ -49,8 +53,9 @@ def balance(
 
     A task whose loss is not finite is treated like a masked one, and so is one whose
     stacked gradient is not. With a `TaskGradients` of `task_gradients` all tasks share
-    one backward pass, in which zero times NaN may still reach shared parameters: chain
-    `optax.apply_if_finite` after this link to drop such a step.
+    one backward pass, in which zero times NaN may still reach shared parameters. Chain
+    `optax.apply_if_finite` after this link to drop such a step, or say ``guard=True``
+    to take it without the tasks at fault.
 
     Args:
         balancer: A balancer, or an optax chain of balancers and transformations.
@@ -64,6 +69,13 @@ def balance(
             the unscaled gradients that several papers ask for. A curriculum belongs in
             `preferences` then: one inside `balancer` stops the shared parameters from
             learning a task, but not its head.
+        guard: Whether to look if the combined gradient is finite, and if it is not, to
+            compute the gradients of the tasks one by one, leave out those that are not
+            finite and take the step again: weights, state and gradient are those of a
+            step with these tasks masked. Other steps cost a reduction. The program
+            holds the gradients of all tasks in a branch of `jax.lax.cond`: T times the
+            memory of the parameters, and twice the time to compile. Under `jax.vmap`
+            every step pays for both branches. docs/reliability.md has the figures.
 
     Returns:
         A gradient transformation whose state holds ``task_weights``:
@@ -98,12 +110,11 @@ def balance(
 
     def init(params: Any) -> BalanceState:
         del params
+        ours = probed(layout)
         # Each gets arrays of its own, which it may keep: a donated buffer may stand in
         # one field only.
         return BalanceState(
-            layout.full(1.0),
-            first.init(layout.full(0.0)),
-            balancer.init(layout.full(0.0)),
+            ours.full(1.0), first.init(ours.full(0.0)), balancer.init(ours.full(0.0))
         )
 
     def update(
@@ -117,21 +128,30 @@ def balance(
         **extra_args: Any,
     ) -> tuple[Any, BalanceState]:
         check_state(state, jax.eval_shape(init, None), layout)
-        step = read_step(
-            gradients_of(updates, params, layout),
-            layout,
-            losses=losses,
-            kpis=kpis,
-            task_mask=task_mask,
-            extra_args=extra_args,
-        )
-        wanted, first_state = step.run(first, step.preferences(), state.preferences)
-        weights, balancer_state = step.run(balancer, wanted, state.balancer)
-        unscaled = wanted if heads == "preferences" else None
-        # Gradients that a schedule scaled before this link have no meaning.
-        sealed = jnp.where(step.gradients.untouched(), weights, missing_value())
-        combined = step.gradients.combine(sealed, unscaled)
-        task_weights = layout.tree(weights)
-        return combined, BalanceState(task_weights, first_state, balancer_state)
+        gradients = gradients_of(updates, params, layout)
+
+        def attempt(
+            read: TaskGradients, summed: TaskGradients, mask: Any
+        ) -> tuple[Any, BalanceState]:
+            step = read_step(
+                read,
+                layout,
+                losses=losses,
+                kpis=kpis,
+                task_mask=mask,
+                extra_args=extra_args,
+            )
+            wanted, first_state = step.run(first, step.preferences(), state.preferences)
+            weights, balancer_state = step.run(balancer, wanted, state.balancer)
+            unscaled = wanted if heads == "preferences" else None
+            # Gradients that a schedule scaled before this link have no meaning.
+            sealed = jnp.where(gradients.untouched(), weights, missing_value())
+            combined = summed.combine(sealed, unscaled)
+            new = BalanceState(layout.tree(weights), first_state, balancer_state)
+            return combined, new
+
+        if guard:
+            return guarded(attempt, gradients, layout, task_mask)
+        return attempt(gradients, gradients, task_mask)
 
     return link(init, update)

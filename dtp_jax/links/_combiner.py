@@ -9,7 +9,8 @@ import optax
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, checked_balancer, link
-from dtp_jax._core.layout import missing_value, task_layout
+from dtp_jax._core.layout import TaskLayout, missing_value, task_layout
+from dtp_jax._core.probe import probed
 from dtp_jax.gradients import Shared, shared_mask, zero_rows
 from dtp_jax.links._step import check_state, gradients_of, read_step
 
@@ -19,6 +20,8 @@ class CombinerState(NamedTuple):
 
     of_link = True  # for `checked_balancer`; no field
 
+    # Those of the last step, a pytree like the tasks: names say whose state it is.
+    task_preferences: Any
     preferences: Any  # the state of the balancer that ran first
     memory: Any  # what the combiner itself remembers
 
@@ -48,7 +51,7 @@ def combiner(
     tasks: Any,
     *,
     preferences: optax.GradientTransformation | None,
-    init_memory: Callable[[Any], Any] = lambda params: (),
+    init_memory: Callable[[Any, TaskLayout], Any] = lambda params, layout: (),
     shared: Shared | None = None,
     remembers: bool = False,
 ) -> Balancer:
@@ -60,7 +63,8 @@ def combiner(
         tasks: Names, for losses given as ``{name: scalar}``; an int T, for losses given
             as one [T] array; or an example pytree of the losses.
         preferences: A balancer that runs first; None for preferences of one.
-        init_memory: From the parameters to the memory at the start.
+        init_memory: From the parameters and the layout of the tasks to the memory at
+            the start.
         shared: Which parameters are shared, where the gradients do not say.
         remembers: Whether the memory is of the parameters that `shared` selects.
 
@@ -74,7 +78,9 @@ def combiner(
     )
 
     def init(params: Any) -> CombinerState:
-        return CombinerState(first.init(layout.full(0.0)), init_memory(params))
+        ours = probed(layout)
+        ones, zeros = ours.full(1.0), ours.full(0.0)
+        return CombinerState(ones, first.init(zeros), init_memory(params, ours))
 
     def update(
         updates: Any,
@@ -124,16 +130,17 @@ def combiner(
         # Gradients that a schedule scaled before this link have no meaning.
         untouched = gradients.untouched()
         whole = [jnp.where(untouched, leaf, missing_value()) for leaf in whole]
-        return treedef.unflatten(whole), CombinerState(first_state, found.memory)
+        new = CombinerState(layout.tree(wanted), first_state, found.memory)
+        return treedef.unflatten(whole), new
 
     return link(init, update)
 
 
-def memory_of_rows(tasks: Any, shared: Shared | None, params: Any) -> Any:
+def memory_of_rows(layout: TaskLayout, shared: Shared | None, params: Any) -> Any:
     """Zeros for each task and each shared parameter.
 
     Args:
-        tasks: As for `combiner`.
+        layout: The layout of the tasks.
         shared: As for `combiner`.
         params: The parameters.
 
@@ -142,7 +149,7 @@ def memory_of_rows(tasks: Any, shared: Shared | None, params: Any) -> Any:
         where the parameter is, sharded as it is; None in place of those that are not
         shared.
     """
-    num_tasks = task_layout(tasks).num_tasks
+    num_tasks = layout.num_tasks
     leaves, treedef = jax.tree.flatten(params)
     mask = shared_mask(shared, params)
     pairs = zip(leaves, mask, strict=True)

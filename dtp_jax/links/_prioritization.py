@@ -36,6 +36,7 @@ def dynamic_task_prioritization(
     normalize: Total | None = "sum_to_T",
     floor: jax.typing.ArrayLike = 0.0,
     balancer: optax.GradientTransformation | None = None,
+    guard: bool = False,
 ) -> Balancer:
     """Dynamic Task Prioritization: tasks that do badly lead, those that do well wait.
 
@@ -96,6 +97,8 @@ def dynamic_task_prioritization(
             preferences, scaled to mean 1 whatever `normalize` is, since its rule is
             defined for preferences of one. Its weights are multiplied by what
             `normalize` makes of that mean: 1, 1/T, or for None the mean itself.
+        guard: Whether a step whose gradient is not finite is taken again without the
+            tasks at fault; see `balance`.
 
     Returns:
         A gradient transformation; see `balance` for what its `update` takes and what
@@ -151,7 +154,7 @@ def dynamic_task_prioritization(
         normalize=normalize,
         floor=floor,
     )
-    balanced = balance(prioritized(layout, settings, last), tasks)
+    balanced = balance(prioritized(layout, settings, last), tasks, guard=guard)
 
     def update(
         updates: Any,

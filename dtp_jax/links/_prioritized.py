@@ -15,6 +15,7 @@ from dtp_jax._core.balancer import (
     nonzero,
     transformation,
 )
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import TaskLayout, layout_of, missing_value, per_task
 from dtp_jax._core.reads import required
 from dtp_jax.balancers.on_weights._normalize_weights import Total
@@ -70,7 +71,7 @@ def prioritized(
     ranged = np.array([name in _ranges(settings, layout) for name in layout.names])
 
     def init(params: Any) -> PrioritizationState:
-        shape = (layout.num_tasks,)
+        shape = (layout_of(params).num_tasks,)
         # Each field has an array of its own, or donating the state fails.
         return PrioritizationState(
             step=jnp.zeros((), jnp.int32),
@@ -105,7 +106,7 @@ def prioritized(
         )
         seen = jnp.where(ranged, inside, observed)
         ends = (inside <= 0) | (inside >= largest)
-        stood = jnp.where(ends, state.at_end + 1, 0)
+        stood = jnp.where(ends, count_up(state.at_end), 0)
 
         preferences = found.vector("preferences", updates)
         steps, started, entrance = state.active_steps, None, 1.0
@@ -140,8 +141,8 @@ def prioritized(
             weights = found.vector("weights", given)
         weights = weights * scale * entrance
         new = PrioritizationState(
-            step=jnp.asarray(optax.safe_increment(state.step)),
-            active_steps=jnp.where(active, optax.safe_increment(steps), steps),
+            step=count_up(state.step),
+            active_steps=count_up(steps, active),
             kpis=averaged,
             lowest=jnp.where(known, jnp.minimum(state.lowest, seen), state.lowest),
             highest=jnp.where(known, jnp.maximum(state.highest, seen), state.highest),

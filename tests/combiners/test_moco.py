@@ -149,3 +149,29 @@ def test_wrong_arguments(wrong: Any) -> None:
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name} must be a number in"):
         combiners.moco(2, **wrong)
+
+
+@pytest.mark.parametrize("size", [1e13, 1e20, 1e30, 3e38])
+def test_rows_whose_products_overflow(size: float) -> None:
+    # They point against each other: in the products, infinity less infinity.
+    rows = jnp.array([[1.0, 0.5], [-1.0, 1.0]])
+    link, params = combiners.moco(2), jnp.zeros(2)
+    state = link.init(params)
+    for number in range(10):
+        scale = size if number == 3 else 1.0
+        update, state = link.update(rows * scale, state, params)
+        assert np.isfinite(update).all()
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+        np.testing.assert_allclose(state.memory.weights.sum(), 1, rtol=1e-6)
+
+
+def test_other_units_change_nothing_that_is_not_long() -> None:
+    # A step that is scaled with the rows goes to the same weights, on either side of
+    # where their unit changes.
+    rows, params = jnp.asarray(ROWS[0], jnp.float32), jnp.zeros(8)
+    found = []
+    for size in (2.0**20, 2.0**60):
+        link = combiners.moco(3, gamma=0.1 / size**2)
+        _, state = link.update(rows * size, link.init(params), params)
+        found.append(state.memory.weights)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 import dtp_jax
 from dtp_jax import feature_task_gradients, task_gradients
@@ -509,3 +510,25 @@ def test_weights_that_differ_from_shard_to_shard() -> None:
         mapped = on_shards(functools.partial(local, of_features), check_vma=True)
         with pytest.raises(ValueError, match=r"kpis=jax.lax.pmean\(kpis, 'data'\)"):
             jax.eval_shape(mapped, PARAMS, X, Y)
+
+
+@pytest.mark.parametrize("spec", [jax.P(), jax.P("x")], ids=["whole", "spread"])
+def test_features_with_heads_on_explicit_axes(spec: Any) -> None:
+    mesh = devices.mesh("x", AxisType.Explicit, NUM_SHARDS)
+    x = jnp.ones((NUM_SHARDS, 8)) * jnp.arange(8.0)
+    params = {"w": jnp.linspace(0.1, 1.0, 8), "a": jnp.ones(8), "b": jnp.arange(8.0)}
+
+    def of(params: Any, x: jax.Array, cast: Any) -> Any:
+        gradients = feature_task_gradients(
+            lambda p, x: jnp.tanh(x * cast(p["w"])),
+            lambda p, z, x: {n: jnp.mean((z * cast(p[n]) - 1) ** 2) for n in "ab"},
+        )(params, x)
+        return gradients.gramian(), gradients.combine({"a": 1.0, "b": 2.0})
+
+    expected = of(params, x, lambda p: p[None])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, spec)
+        found = jax.jit(
+            lambda p, x: of(p, x, lambda p: jax.sharding.reshard(p, jax.P())[None])
+        )(placed, jax.device_put(x, jax.P("x")))
+    toys.assert_close(found, expected, ulps=64)

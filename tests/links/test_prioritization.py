@@ -514,3 +514,19 @@ def test_a_state_of_version_0_1_goes_on() -> None:
     step = jax.tree.map(lambda x: x[5], STEPS)
     _, after = toys.update(new_link, new, step, toys.NAMES)
     assert int(after.balancer.step) == 6
+
+
+@pytest.mark.parametrize("kpi", [0.5, 0.99, 1.0])
+@pytest.mark.parametrize("normalize", [None, "sum_to_T", "sum_to_1"])
+def test_a_balancer_gets_no_vanishing_preferences(kpi: float, normalize: Any) -> None:
+    # The weights of mgda grow as its preferences shrink: here these are ones.
+    link = dynamic_task_prioritization(
+        2,
+        balancer=toys.balancers.mgda(),
+        normalize=normalize,
+        warmup_steps=0,
+        ramp_steps=0,
+    )
+    gradients = dtp_jax.TaskGradients.from_stacked(jnp.eye(2), jnp.ones(2))
+    update, _ = link.update(gradients, link.init(None), kpis=[kpi, kpi])
+    assert (jnp.abs(update) <= 1).all()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number, check_scalar
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import layout_of, per_task
 from dtp_jax._core.linalg import correlation, positive, squared_norm, subproblem
 from dtp_jax._core.reads import gramian_of
@@ -165,7 +166,7 @@ def pcd(
         )
         average = decay * state.squared_norms + (1 - decay) * jnp.diagonal(gramian)
         average = jnp.where(known > 0, average, state.squared_norms)
-        num_updates = state.num_updates + (known > 0)
+        num_updates = count_up(state.num_updates, known > 0)
         start = 1 - jnp.asarray(decay, average.dtype) ** num_updates
         scales = jnp.sqrt(average / jnp.where(num_updates > 0, start, 1) + eps)
         weights = pcd_weights(

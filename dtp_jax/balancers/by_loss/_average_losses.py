@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dtp_jax._core import control
 from dtp_jax._core.balancer import Balancer, checked_balancer, nonzero, transformation
 from dtp_jax._core.checks import check_whole
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import read_losses
 
@@ -89,10 +91,10 @@ def average_losses(
     ) -> tuple[Any, AverageLossesState]:
         layout, losses, preferences = read_losses("average_losses", updates, params)
         active = preferences > 0
-        counts = state.counts + jnp.asarray(active, jnp.int32)
+        counts = count_up(state.counts, active)
         mean_losses = _averaged(state.losses, losses, counts, active)
         mean_preferences = _averaged(state.preferences, preferences, counts, active)
-        step = state.step + 1
+        step = count_up(state.step)
         full = step >= k
 
         def decide(balancer_state: Any) -> tuple[jax.Array, Any]:
@@ -109,7 +111,7 @@ def average_losses(
         def keep(balancer_state: Any) -> tuple[jax.Array, Any]:
             return state.weights, balancer_state
 
-        weights, balancer_state = jax.lax.cond(full, decide, keep, state.balancer)
+        weights, balancer_state = control.cond(full, decide, keep, state.balancer)
         used = jnp.where(weights != 0, weights, preferences)
         new_state = AverageLossesState(
             losses=jnp.where(full, 0, mean_losses),

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import read_losses
 
@@ -89,7 +89,7 @@ def balanced_residual_decay(
         layout, losses, preferences = read_losses(name, updates, params)
         active = preferences > 0
         losses = jnp.where(active, jnp.maximum(losses, 0), 0)
-        counts = jnp.asarray(optax.safe_increment(state.counts))
+        counts = count_up(state.counts)
         # The root of the mean, in units of the larger part: squares would overflow.
         size = jnp.maximum(state.means, losses)
         unit = jnp.where(size > 0, size, 1)

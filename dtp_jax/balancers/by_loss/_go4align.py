@@ -1,6 +1,5 @@
 """One weight for each group of tasks that stand alike."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ _SMALLEST_LOG = -60.0
 class Go4AlignState(NamedTuple):
     """State of `go4align`."""
 
-    log_risks: jax.Array  # [T], logarithms of the weights of the groups' risks
+    log_risks: jax.Array  # [T], of the shares in the risk, relative to their mean
 
 
 def go4align(
@@ -74,8 +73,8 @@ def go4align(
 
     def init(params: Any) -> Go4AlignState:
         layout = layout_of(params)
-        uniform = -math.log(layout.num_tasks)
-        return Go4AlignState(jnp.full((layout.num_tasks,), uniform, layout.dtype))
+        # Only ratios count: whoever joins later starts as the others did.
+        return Go4AlignState(jnp.zeros((layout.num_tasks,), layout.dtype))
 
     def update(
         updates: Any, state: Go4AlignState, params: Any = None, **extra_args: Any

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_whole
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import read_losses
 
@@ -75,7 +76,7 @@ def inverse_losses(*, num_steps: jax.typing.ArrayLike = 10) -> Balancer:
         layout, losses, preferences = read_losses("inverse_losses", updates, params)
         active = preferences > 0
         counted = active & (state.counts < num_steps)
-        counts = state.counts + counted.astype(jnp.int32)
+        counts = count_up(state.counts, counted)
         size = jnp.where(counted, jnp.abs(losses), 0)
         # In this form the mean does not overflow.
         share = 1 / jnp.maximum(counts, 1).astype(layout.dtype)

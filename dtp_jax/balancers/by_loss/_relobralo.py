@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
+from dtp_jax._core.counters import next_step
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import read_losses, required
@@ -135,7 +135,7 @@ def relobralo(
             jnp.where(active, weights, state.weights),
             jnp.where(active & (state.first <= 0), losses, state.first),
             jnp.where(active, losses, state.last),
-            jnp.asarray(optax.safe_increment(state.step)),
+            next_step(state.step),
         )
         return layout.tree(nonzero(preferences * weights, preferences)), new
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_static, check_whole
+from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import read_losses
@@ -117,12 +118,12 @@ def soft_adapt(
         if variant.endswith("loss_weighted"):
             # Missing losses are zero. The smallest number stands for a loss of zero, so
             # that losses that are all zero have equal weights.
-            mean = jnp.sum(window, axis=0) / (state.known + 1)
+            mean = jnp.sum(window, axis=0) / count_up(state.known)
             logits += jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny))
         weights = preferences * softmax_over(active, logits)
         new = SoftAdaptState(
             jnp.where(active, window[:-1], state.history),
-            jnp.where(active, jnp.minimum(state.known + 1, order), state.known),
+            jnp.minimum(count_up(state.known, active), order),
         )
         return layout.tree(nonzero(weights, preferences)), new
 

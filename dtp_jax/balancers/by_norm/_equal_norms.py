@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from dtp_jax._core import control
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number, check_scalar, check_whole
+from dtp_jax._core.counters import next_step
 from dtp_jax._core.layout import layout_of, per_task
 from dtp_jax._core.reads import squared_norms_of
 
@@ -115,8 +116,8 @@ def equal_norms(
             return jnp.where(usable, moved, state.weights).astype(layout.dtype)
 
         refreshes = state.step % refresh_every == 0
-        weights = jax.lax.cond(refreshes, refresh, lambda: state.weights)
-        step = jnp.asarray(optax.safe_increment(state.step))
+        weights = control.cond(refreshes, refresh, lambda: state.weights)
+        step = next_step(state.step, refresh_every)
         used = nonzero(preferences * weights, preferences)
         return layout.tree(used), EqualNormsState(weights, step)
 

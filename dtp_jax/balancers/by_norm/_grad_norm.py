@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dtp_jax._core import control
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
+from dtp_jax._core.counters import next_step
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import read_losses, squared_norms_of
@@ -153,8 +155,8 @@ def grad_norm(
             return state.parameters, state.optimizer
 
         refreshes = state.step % refresh_every == 0
-        parameters, new = jax.lax.cond(refreshes, move, keep)
-        step = jnp.asarray(optax.safe_increment(state.step))
+        parameters, new = control.cond(refreshes, move, keep)
+        step = next_step(state.step, refresh_every)
         weights = nonzero(preferences * weights, preferences)
         return layout.tree(weights), GradNormState(parameters, first, new, step)
 

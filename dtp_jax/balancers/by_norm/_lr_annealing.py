@@ -4,10 +4,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from dtp_jax._core import control
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
+from dtp_jax._core.counters import next_step
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.reads import required_gradients
 from dtp_jax.gradients import of_each_row
@@ -129,8 +130,8 @@ def lr_annealing(
             return moved.at[first].set(1)
 
         refreshes = state.step % refresh_every == 0
-        weights = jax.lax.cond(refreshes, refresh, lambda: state.weights)
-        step = jnp.asarray(optax.safe_increment(state.step))
+        weights = control.cond(refreshes, refresh, lambda: state.weights)
+        step = next_step(state.step, refresh_every)
         used = nonzero(preferences * weights, preferences)
         return layout.tree(used), LrAnnealingState(weights, step)
 

@@ -125,6 +125,8 @@ def norm_balancer(
         total = jnp.sum(wanted)
         wanted /= jnp.where(total > 0, total, 1)
         divisor = jnp.maximum(eps + average, jnp.finfo(average.dtype).tiny)
+        # Not measured yet, as where its gradient was never finite, is not short.
+        divisor = jnp.where(started, divisor, 1)
         weights = jnp.minimum(total_norm * wanted / divisor, _LARGEST_WEIGHT)
         return layout.tree(nonzero(weights, preferences)), state
 

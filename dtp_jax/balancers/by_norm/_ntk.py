@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from dtp_jax._core import control
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
+from dtp_jax._core.counters import next_step
 from dtp_jax._core.layout import TaskLayout, layout_of
 from dtp_jax._core.reads import read_losses, squared_norms_of
 from dtp_jax.gradients import row_norms, shared_rows
@@ -132,8 +133,8 @@ def ntk(
             return jnp.where(known, average, state.traces).astype(layout.dtype)
 
         refreshes = state.step % refresh_every == 0
-        traces = jax.lax.cond(refreshes, refresh, lambda: state.traces)
-        step = jnp.asarray(optax.safe_increment(state.step))
+        traces = control.cond(refreshes, refresh, lambda: state.traces)
+        step = next_step(state.step, refresh_every)
         weights = nonzero(preferences * _quotients(traces, active), preferences)
         return layout.tree(weights), NtkState(traces, step)
 

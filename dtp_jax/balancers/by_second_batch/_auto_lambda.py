@@ -12,11 +12,17 @@ from dtp_jax._core.checks import check_scalar, check_static
 from dtp_jax._core.layout import TaskLayout, layout_of, per_task
 from dtp_jax._core.reads import required, required_gradients
 
+# A derivative that is further above all before it counts as so many times their
+# largest: the second moment of Adam would not forget it within the run, or overflow.
+_LARGEST_JUMP = 1e3
+_LARGEST_SLOPE = 1e15
+
 
 class AutoLambdaState(NamedTuple):
     """State of `auto_lambda`."""
 
     meta_weights: jax.Array  # [T], before preferences
+    largest: jax.Array  # [T], absolute values of the derivatives so far
     optimizer: Any  # the state of the inner optimizer
 
 
@@ -52,7 +58,9 @@ def auto_lambda(
     and no finite differences. It goes over all parameters, heads included.
 
     Preferences multiply the weights; a task that is not active keeps its meta-weight
-    and does not count as primary. A derivative that is not finite counts as zero.
+    and does not count as primary. A derivative that is not finite counts as zero, and
+    one that is more than a thousand times the largest before it as a thousand times
+    that, since the inner Adam would remember it for very long.
 
     Args:
         learning_rate: Of the virtual step, that of your optimizer. Adam makes the
@@ -103,7 +111,8 @@ def auto_lambda(
         start = per_task("init_value", init_value, layout)
         # Copies: an array of the caller, or one that the optimizer keeps, would be
         # donated with the state.
-        return AutoLambdaState(jnp.copy(start), inner.init(jnp.copy(start)))
+        zeros = jnp.zeros_like(start)
+        return AutoLambdaState(jnp.copy(start), zeros, inner.init(jnp.copy(start)))
 
     def update(
         updates: Any,
@@ -127,13 +136,18 @@ def auto_lambda(
         products = jax.lax.stop_gradient(first.products(second.combine(counted)))
         known = active & jnp.isfinite(products)
         slope = jnp.where(known, -(learning_rate * products), 0).astype(layout.dtype)
+        started = state.largest > 0
+        bound = jnp.where(started, _LARGEST_JUMP * state.largest, _LARGEST_SLOPE)
+        bound = jnp.minimum(bound, _LARGEST_SLOPE)
+        slope = jnp.clip(slope, -bound, bound)
+        largest = jnp.maximum(state.largest, jnp.abs(slope))
         step, new = inner.update(slope, state.optimizer, state.meta_weights)
         moved = jnp.asarray(optax.apply_updates(state.meta_weights, step))
         if min_weight is not None:
             moved = jnp.maximum(moved, min_weight)
         moved = jnp.where(active, moved, state.meta_weights)
         weights = nonzero(preferences * moved, preferences)
-        return layout.tree(weights), AutoLambdaState(moved, new)
+        return layout.tree(weights), AutoLambdaState(moved, largest, new)
 
     return transformation(init, update)
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._core import linalg
+from dtp_jax._core import control, linalg
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_scalar, check_whole
 
@@ -82,7 +82,7 @@ def sdmgrad_weights(
         return linalg.project_to_simplex(moved, active), velocity
 
     start = linalg.project_to_simplex(simplex, active)
-    found, _ = jax.lax.fori_loop(0, num_iters, iterate, (start, jnp.zeros_like(start)))
+    found, _ = control.repeat(num_iters, iterate, (start, jnp.zeros_like(start)))
     weights = preferences * (found + reg * target) / (1 + reg)
     return weights, jnp.where(active, found, simplex)
 

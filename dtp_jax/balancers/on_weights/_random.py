@@ -8,6 +8,7 @@ import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_whole
+from dtp_jax._core.counters import next_step
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import required
@@ -87,7 +88,7 @@ def random(
             key = required(key, "key", "random", how)
         else:
             key = jax.random.fold_in(jax.random.key(seed), state.step)
-            state = RandomState(jnp.asarray(optax.safe_increment(state.step)))
+            state = RandomState(next_step(state.step))
         layout = layout_of(updates)
         preferences = layout.vector("preferences", updates)
         active = preferences > 0

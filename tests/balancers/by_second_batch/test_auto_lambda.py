@@ -201,3 +201,28 @@ def test_errors_say_what_to_do() -> None:
         DEFAULT.update(ONES, state)
     with pytest.raises(ValueError, match=r"needs `second_task_gradients`.*validation"):
         DEFAULT.update(ONES, state, task_gradients=gradients)
+
+
+def test_one_huge_derivative_does_not_stop_the_weights() -> None:
+    link = toys.balance(auto_lambda(0.1), 2)
+
+    @jax.jit
+    def run(scales: jax.Array) -> Any:
+        def one(state: Any, scale: jax.Array) -> Any:
+            rows = jnp.array([[1.0, 0.5], [0.3, 1.0]]) * scale
+            gradients = TaskGradients.from_stacked(rows)
+            _, state = link.update(
+                gradients, state, jnp.zeros(2), second_task_gradients=gradients
+            )
+            return state, state.task_weights
+
+        return jax.lax.scan(one, link.init(None), scales)
+
+    for size in (1e10, 1e18):
+        state, weights = run(jnp.ones(3000).at[5].set(size))
+        chex.assert_tree_all_finite(state)
+        # Counted as a thousand times the largest before it, its square is a thousandth
+        # of a million in Adam's second moment: the weights move at a thirtieth of
+        # their rate and faster, 1e-4 for each step.
+        moved = weights[-1] - weights[6]
+        assert (moved > 0.01 * 1e-4 * 2994).all()
