@@ -271,7 +271,13 @@ def main(argv: list[str] | None = None) -> None:
         # Each method has its programs, some dozen, which nothing else uses.
         jax.clear_caches()
     header = ["method", "devices", "bad steps", "long run", "restart"]
-    of_all = INTRODUCTION.format(steps=args.steps), table("", header, rows).lstrip()
+    # Figures of time and memory depend on them.
+    flags = f"`XLA_FLAGS` of this run: `{os.environ['XLA_FLAGS']}`.\n"
+    of_all = (
+        INTRODUCTION.format(steps=args.steps),
+        flags,
+        table("", header, rows).lstrip(),
+    )
     page = "\n".join([*of_all, guard(), traffic(), calculation()])
     if args.out:
         args.out.write_text(page.rstrip("\n") + "\n", encoding="utf-8")

@@ -74,8 +74,9 @@ def balance(
             finite and take the step again: weights, state and gradient are those of a
             step with these tasks masked. Other steps cost a reduction. The program
             holds the gradients of all tasks in a branch of `jax.lax.cond`: T times the
-            memory of the parameters, and twice the time to compile. Under `jax.vmap`
-            every step pays for both branches. docs/reliability.md has the figures.
+            memory of the parameters, and some three times the time to compile. Under
+            `jax.vmap` every step pays for both branches. docs/reliability.md has
+            figures.
 
     Returns:
         A gradient transformation whose state holds ``task_weights``:
