@@ -166,7 +166,7 @@ def test_a_single_task_keeps_its_direction(method: Combiner) -> None:
     steps = jax.tree.map(lambda x: jnp.repeat(x[:1], 4, axis=0), one)
     gradients, _ = run(method, steps)
     lengths = jnp.linalg.norm(gradients, axis=1)
-    row = steps.jacobians[0, 0]
+    row = cast(method, steps.jacobians[0, 0])
     assert_close(gradients @ row, lengths * jnp.linalg.norm(row))
     assert (lengths > 0).all()
 

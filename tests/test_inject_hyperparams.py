@@ -33,9 +33,13 @@ GUARDS = {"kpi_min", "eps", "bound", "init_value", "fill", "min_weight", "max_no
 IDLE = {
     "boundary_intersection": {"direction"},
     "sdmgrad": {"learning_rate"},
-    "relobralo": {"temperature", "alpha"},
+    # Of the draws of few steps none may fall between the two.
+    "relobralo": {"temperature", "alpha", "rho"},
     "grad_norm": {"alpha"},
     "causal": {"threshold"},
+    # A ramp of one step is none.
+    "stages": {"ramp_steps"},
+    "warm_up": {"ramp_steps"},
     "norm_balancer": {"shares"},
 }
 # For two tasks only, and for the gradient of one: with tests of their own.

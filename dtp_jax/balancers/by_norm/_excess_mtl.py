@@ -143,7 +143,8 @@ def excess_mtl(
         ratios = jnp.where(excess > 0, excess / jnp.where(excess > 0, baselines, 1), 0)
         moves = jnp.minimum(step_size * ratios, _LARGEST_MOVE)
         moved = state.log_weights + jnp.where(active, moves, 0)
-        moved -= jax.nn.logsumexp(moved, where=active)
+        # Over nothing it would be minus infinity, on its way to zero times infinity.
+        moved -= jax.nn.logsumexp(moved, where=active | ~jnp.any(active))
         moved = jnp.maximum(moved, math.log(SMALLEST_WEIGHT))
         weights = jnp.where(active, preferences * jnp.exp(moved), 0)
         totals = list(map(only_active, totals, sums))
