@@ -18,6 +18,13 @@ except ModuleNotFoundError as error:
         'dtp_jax.plot needs matplotlib: pip install "dtp-jax[plot]"', name=error.name
     ) from error
 
+__all__ = [
+    "COLORS",
+    "intervals",
+    "tradeoff",
+    "weights",
+]
+
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _STYLE: Any = {
     "axes.grid": True,
