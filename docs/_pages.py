@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -260,9 +259,11 @@ def index_page():
     table = "\n".join(lines)
     return f"""# All methods
 
-A click on a heading sorts. "Cost" is that of a step with eight tasks, in plain steps, from
-the table of [How to choose](../choosing.md); "-" where that does not list the method. What
-the weights sum to is explained [there](../choosing.md#what-the-weights-sum-to), too. The year is the latest of the sources.
+A click on a heading sorts. "Cost" is that of a step with eight tasks, in plain steps,
+from the table of [How to choose](../choosing.md); "-" where that does not list the
+method. What the weights sum to is explained
+[there](../choosing.md#what-the-weights-sum-to), too. The year is the latest of the
+sources.
 
 :::{{container}} sortable
 
@@ -333,11 +334,16 @@ def write(folder):
         pages[f"api/{module}.md"] = reference_page(module)
     listed = "\n".join(MODULES)
     pages["api/index.md"] = (
-        "# Reference\n\nEvery public name. Each module begins with a list of what is in "
-        f"it.\n\n```{{toctree}}\n:maxdepth: 1\n\npackage\n{listed}\n```\n"
+        "# Reference\n\nEvery public name. Each module begins with a list of what is "
+        f"in it.\n\n```{{toctree}}\n:maxdepth: 1\n\npackage\n{listed}\n```\n"
     )
     for part in ("methods", "api"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-        (folder / part).mkdir(parents=True)
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for path in (folder / part).glob("*.md"):
+            if path.relative_to(folder).as_posix() not in pages:
+                path.unlink()
     for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        path = folder / name
+        # Sphinx reads again what was written again.
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")

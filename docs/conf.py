@@ -14,8 +14,8 @@ project = "dtp_jax"
 author = "The dtp_jax authors"
 version = release = dtp_jax.__version__
 
-# The source folder is the root of the repository, so that a link between two pages is the
-# same here and in the web view of the repository.
+# The source folder is the root of the repository, so that a link between two pages is
+# the same here and in the web view of the repository.
 root_doc = "docs/index"
 include_patterns = ["docs/**", "examples/README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 exclude_patterns = [".*", ".*/**", "outputs", "outputs/**", "docs/dtp_study/*.md"]

@@ -2,13 +2,16 @@
 
     python -m examples.pictures --out docs/pictures
 
-The cost of a step is read from the tables of docs/benchmarks.md, which `make bench` makes.
+The cost of a step is read from the tables of docs/benchmarks.md, which hold what
+`make bench` prints.
 """
 
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -17,6 +20,8 @@ from examples._plots import STYLE
 
 BENCHMARKS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
+TASKS = (2, 8, 40)
+RATIOS = (1, 2, 5, 10, 20)
 
 
 def draw_focal_weights(path: Path) -> None:
@@ -29,7 +34,12 @@ def draw_focal_weights(path: Path) -> None:
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
     for gamma, color in zip(GAMMAS, np.linspace(0.85, 0.0, len(GAMMAS)), strict=True):
         weights = np.asarray(focal_weights(kpis, gamma))
-        axis.plot(kpis, weights, color=plt.cm.viridis(color), label=f"gamma {gamma:g}")
+        axis.plot(
+            kpis,
+            weights,
+            color=mpl.colormaps["viridis"](color),
+            label=f"gamma {gamma:g}",
+        )
     axis.set(xlabel="averaged KPI", ylabel="weight, not normalized", yscale="log")
     axis.set_ylim(1e-4, 10)
     axis.legend()
@@ -70,11 +80,15 @@ def draw_costs(path: Path) -> None:
                 *zip(*sorted(points), strict=True), "o-", label=name, markersize=4
             )
     axis.set(xlabel="tasks", ylabel="plain steps", xscale="log", yscale="log")
+    axis.set_xticks(TASKS, [str(tasks) for tasks in TASKS])
+    axis.set_yticks(RATIOS, [str(ratio) for ratio in RATIOS])
+    axis.minorticks_off()
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
+CENTERED: Any = {"ha": "center", "va": "center", "size": 9}
 BOXES = (
     ("losses_fn", "one loss and\none KPI per task", "#f0f0f0"),
     ("task_gradients", "one forward pass,\nno gradient yet", "#f0f0f0"),
@@ -99,16 +113,16 @@ def draw_chain(path: Path) -> None:
         x = 0.95 + 2.02 * place
         label = f"$\\bf{{{name}}}$".replace("_", "\\_").replace(" ", "\\ ")
         style = {"boxstyle": edge["boxstyle"], "ec": edge["ec"], "fc": color}
-        axis.text(
-            x, 2.1, f"{label}\n{text}", ha="center", va="center", bbox=style, size=9
-        )
+        axis.text(x, 2.1, f"{label}\n{text}", bbox=style, **CENTERED)
         if place:
             axis.annotate(
                 "", (x - 0.86, 2.1), (x - 1.14, 2.1), arrowprops={"arrowstyle": "->"}
             )
-    inner = "curriculum ( balancer )\nKPIs, losses or gradients in,\none weight per task out"
+    inner = (
+        "curriculum ( balancer )\nKPIs, losses or gradients in,\none weight a task out"
+    )
     style = {"boxstyle": edge["boxstyle"], "ec": edge["ec"], "fc": "#fbe3d3"}
-    axis.text(4.99, 0.62, inner, ha="center", va="center", bbox=style, size=9)
+    axis.text(4.99, 0.62, inner, bbox=style, **CENTERED)
     axis.annotate("", (4.75, 1.66), (4.75, 1.12), arrowprops={"arrowstyle": "->"})
     axis.annotate("", (5.25, 1.12), (5.25, 1.66), arrowprops={"arrowstyle": "->"})
     figure.savefig(path, dpi=110)
