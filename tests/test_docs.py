@@ -16,8 +16,8 @@ TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(
     r"^```(?:python|\{code-cell\} ipython3)\n(.*?)^```", re.DOTALL | re.MULTILINE
 )
-# Not a dependency of the tests; the site runs its tutorial, too.
-NEEDS = {"equinox": "equinox"}
+# No dependencies of the tests; the site runs their tutorials, too.
+NEEDS = {"equinox": "equinox", "keras": "keras"}
 
 
 @pytest.mark.parametrize(
