@@ -232,11 +232,11 @@ def method_page(name, module, folder, names):
     Returns:
         Markdown.
     """
-    head = "".join(
-        f"| {left} | {right} |\n" for left, right in facts(name, module, folder)
-    )
+    first, *rows = facts(name, module, folder)
+    head = f"| {first[0]} | {first[1]} |\n| --- | --- |\n"
+    head += "".join(f"| {left} | {right} |\n" for left, right in rows)
     body = "\n".join(directive(f"dtp_jax.{module}.{each}") for each in names)
-    return f"# {name}\n\n| | |\n| --- | --- |\n{head}\n{body}"
+    return f"# {name}\n\n{head}\n{body}"
 
 
 def index_page():
@@ -257,7 +257,11 @@ def index_page():
         )
     listed = "\n".join(sorted(methods()))
     table = "\n".join(lines)
-    return f"""# All methods
+    return f"""---
+html_theme.sidebar_secondary.remove: true
+---
+
+# All methods
 
 A click on a heading sorts. "Cost" is that of a step with eight tasks, in plain steps,
 from the table of [How to choose](../choosing.md); "-" where that does not list the

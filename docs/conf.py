@@ -36,6 +36,8 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 
+# Formulas stand in literal blocks; examples are doctests, which are known as Python.
+highlight_language = "none"
 default_role = "py:obj"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
@@ -51,6 +53,8 @@ html_js_files = ["sort.js"]
 html_extra_path = ["_root"]
 html_copy_source = False
 html_theme_options = {
+    # The search field stands in the sidebar.
+    "navbar_persistent": [],
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
@@ -60,6 +64,25 @@ html_theme_options = {
 _pages.write(Path(__file__).parent)
 
 
+def add_title(app, docname, source):
+    """Gives the tables that an example wrote the name of its folder as a title.
+
+    Args:
+        app: The Sphinx application.
+        docname: The page.
+        source: A list with its text, which is changed.
+    """
+    folder, _, name = docname.removeprefix("docs/").rpartition("/")
+    if name == "results" and not source[0].startswith("# "):
+        title = folder.replace("_", " ").capitalize()
+        source[0] = f"# {title}, results\n\n{source[0]}"
+
+
 def setup(app):
-    """Links names in code to their pages."""
+    """Titles for tables, and links from names in code to their pages.
+
+    Args:
+        app: The Sphinx application.
+    """
+    app.connect("source-read", add_title)
     app.connect("doctree-read", _names.link_names)

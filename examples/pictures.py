@@ -94,7 +94,6 @@ BOXES = (
     ("task_gradients", "one forward pass,\nno gradient yet", "#f0f0f0"),
     ("link", "balance(balancer) or\na combiner: first", "#cfe3f2"),
     ("the rest of the chain", "clipping, Adam,\nschedules", "#f0f0f0"),
-    ("update", "as for any\ngradient", "#f0f0f0"),
 )
 
 
@@ -104,27 +103,27 @@ def draw_chain(path: Path) -> None:
     Args:
         path: Of the picture.
     """
-    figure, axis = plt.subplots(figsize=(10, 2.9), layout="none")
+    figure, axis = plt.subplots(figsize=(7, 2.6), layout="none")
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.99)
-    axis.set(xlim=(-0.05, 10.0), ylim=(0, 2.9))
+    axis.set(xlim=(-0.1, 8.0), ylim=(0, 2.8))
     axis.axis("off")
     edge = {"boxstyle": "round,pad=0.45", "ec": "#555555"}
     for place, (name, text, color) in enumerate(BOXES):
-        x = 0.95 + 2.02 * place
+        x = 0.85 + 2.1 * place
         label = f"$\\bf{{{name}}}$".replace("_", "\\_").replace(" ", "\\ ")
         style = {"boxstyle": edge["boxstyle"], "ec": edge["ec"], "fc": color}
         axis.text(x, 2.1, f"{label}\n{text}", bbox=style, **CENTERED)
         if place:
             axis.annotate(
-                "", (x - 0.86, 2.1), (x - 1.14, 2.1), arrowprops={"arrowstyle": "->"}
+                "", (x - 0.9, 2.1), (x - 1.2, 2.1), arrowprops={"arrowstyle": "->"}
             )
     inner = (
         "curriculum ( balancer )\nKPIs, losses or gradients in,\none weight a task out"
     )
     style = {"boxstyle": edge["boxstyle"], "ec": edge["ec"], "fc": "#fbe3d3"}
-    axis.text(4.99, 0.62, inner, bbox=style, **CENTERED)
-    axis.annotate("", (4.75, 1.66), (4.75, 1.12), arrowprops={"arrowstyle": "->"})
-    axis.annotate("", (5.25, 1.12), (5.25, 1.66), arrowprops={"arrowstyle": "->"})
+    axis.text(5.05, 0.6, inner, bbox=style, **CENTERED)
+    axis.annotate("", (4.8, 1.6), (4.8, 1.1), arrowprops={"arrowstyle": "->"})
+    axis.annotate("", (5.3, 1.1), (5.3, 1.6), arrowprops={"arrowstyle": "->"})
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

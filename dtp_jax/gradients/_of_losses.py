@@ -95,10 +95,10 @@ def task_gradients(
             4.8 by "switch" on a small network, 12 by "switch", 20 in chunks on a wide).
         axis_name: The axis, or axes, of `jax.shard_map` over which the batch is split,
             None elsewhere. The parameters are the same on all devices, and the losses
-            are those of a device's own part. `.losses` are their means over the axis
-            then, and all gradients are those of these means: `.combine` averages one
-            gradient, `.gramian`, `.stack` and `.squared_norms` those of all tasks. It
-            does not matter what ``check_vma`` is. Average the KPIs yourself,
+            are those of a device's own part. ``.losses`` are their means over the axis
+            then, and all gradients are those of these means: ``.combine`` averages one
+            gradient, ``.gramian``, ``.stack`` and ``.squared_norms`` those of all
+            tasks. It does not matter what ``check_vma`` is. Average the KPIs yourself,
             ``jax.lax.pmean(kpis, axis_name)``, and give all devices the same keys. For
             parts of unequal size divide each sum over a part by
             ``jax.lax.pmean(size_of_the_part, axis_name)``.
