@@ -4,7 +4,7 @@ BIN := .venv/bin
 # 25.1 is the first that installs dependency groups; 26 is the newest that was tried.
 PIP_RANGE := pip>=25.1,<27
 
-.PHONY: help demo dtp-study evidence evidence-short multi-mnist find-digit allen-cahn toys physics test test-slow test-device test-newest lint format hooks build bench bench-device reliability soak test-versions bench-torchjd test-torchjd docs clean
+.PHONY: help demo dtp-study evidence evidence-short multi-mnist find-digit allen-cahn toys physics test test-slow test-device test-newest lint format hooks build bench bench-device reliability soak test-versions bench-torchjd test-torchjd docs docs-site clean
 help:
 	@echo "make demo       two-digit demo: tables and plots in outputs/ (3 minutes on 2 cores)"
 	@echo "make dtp-study  what each setting of prioritization does (some ten minutes on 2 cores)"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-versions  the suite with the oldest and the newest supported versions"
 	@echo "make bench-torchjd  the same work by TorchJD, side by side (installs PyTorch)"
 	@echo "make test-torchjd  agreement with TorchJD"
+	@echo "make docs-site  the documentation as a site in outputs/site (minutes: its cells run)"
 	@echo "make docs       the tables and plots that the documents show"
 
 .venv/bin/python:
@@ -103,6 +104,11 @@ docs: .venv/.installed-examples
 	$(BIN)/python -m examples.toy_problems --out docs/toy_problems
 	$(BIN)/python -m examples.physics_informed --out docs/physics_informed
 	$(BIN)/python -m examples.allen_cahn --out docs/allen_cahn
+	$(BIN)/python -m examples.pictures --out docs/pictures
+
+# A warning is an error, a broken link between pages among them; every cell is run.
+docs-site: .venv/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs -d outputs/site-cache . outputs/site
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

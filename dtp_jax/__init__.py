@@ -1,6 +1,34 @@
-"""Dynamic Task Prioritization and multi-task balancing for JAX and optax."""
+"""Dynamic Task Prioritization and multi-task balancing for JAX and optax.
+
+A step, in four names:
+
+* `task_gradients`: in place of `jax.value_and_grad`, for a function that returns
+  several losses; `feature_task_gradients` looks at shared features. Both return a
+  `TaskGradients`, which has computed no gradient yet.
+* `dynamic_task_prioritization`: the first link of the optimizer's chain; tasks that do
+  badly lead.
+* `balance`: any other balancer as the first link. `clip_each_task` stands before it.
+* ``update(task_gradients, state, params, kpis=kpis)`` of the chain: what sets the step.
+
+Modules:
+
+* `balancers`: published rules for task weights, by what they read.
+* `combiners`: rules that are no weighting.
+* `curricula`: stages, warm-up, every k-th step, sampled tasks.
+* `metrics`: KPIs in [0, 1].
+* `losses`, `boxes`, `gumbel`, `information`: the toolbox, arrays in and arrays out.
+* `diagnostics`: weights, KPIs and conflicts to log.
+* `solvers`: the convex problems behind the methods.
+* `compare`: which method for my problem, in one call.
+* `nnx`, `linen`: for flax, with the extra "flax". `plot`: figures, with "plot".
+
+The core without optax: `init_kpis`, `update_kpis`, `focal_weights`, `combine_losses`,
+and the states `KpiState` and `BalanceState`. `Balancer` is the type of all balancers
+and links.
+"""
 
 import importlib
+import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
@@ -31,6 +59,33 @@ from dtp_jax.links import (
 )
 from dtp_jax.links import resize_tasks as resize_tasks
 
+__all__ = [
+    "BalanceState",
+    "Balancer",
+    "KpiState",
+    "TaskGradients",
+    "__version__",
+    "balance",
+    "balancers",
+    "boxes",
+    "clip_each_task",
+    "combine_losses",
+    "combiners",
+    "curricula",
+    "diagnostics",
+    "dynamic_task_prioritization",
+    "feature_task_gradients",
+    "focal_weights",
+    "gumbel",
+    "information",
+    "init_kpis",
+    "losses",
+    "metrics",
+    "solvers",
+    "task_gradients",
+    "update_kpis",
+]
+
 __version__ = "0.1.0"
 
 
@@ -52,3 +107,10 @@ else:
             name=name,
             obj=sys.modules[__name__],
         )
+
+
+def __dir__() -> list[str]:
+    """What there is to see, with the modules of those extras that are installed."""
+    needed = {"nnx": "flax", "linen": "flax", "plot": "matplotlib", "compare": "optax"}
+    found = {name for name, extra in needed.items() if importlib.util.find_spec(extra)}
+    return sorted({*__all__, *found})

@@ -2,6 +2,10 @@
 
 For a state with an axis of seeds, or of steps, map these functions:
 ``jax.vmap(task_weights)``.
+
+* Of the optimizer's state, at no cost: `task_weights`, `kpis`, `kpi_problems`.
+* Of weights: `effective_num_tasks`.
+* Of `TaskGradients`, for a Gramian: `cosines`, `num_conflicts`.
 """
 
 from typing import Any
@@ -14,6 +18,15 @@ from dtp_jax._core import linalg
 from dtp_jax._core.layout import layout_of, missing_value
 from dtp_jax.gradients import TaskGradients
 from dtp_jax.kpi import KpiState
+
+__all__ = [
+    "cosines",
+    "effective_num_tasks",
+    "kpi_problems",
+    "kpis",
+    "num_conflicts",
+    "task_weights",
+]
 
 # KPIs are means of floats, which may leave [0, 1] by rounding.
 _ROUNDING = 1e-5

@@ -11,6 +11,16 @@ from dtp_jax._core.checks import check_number, check_real
 from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import TaskLayout, layout_of, per_task, task_layout
 
+__all__ = [
+    "KpiState",
+    "check_gamma",
+    "check_kpis",
+    "combine_losses",
+    "focal_weights",
+    "init_kpis",
+    "update_kpis",
+]
+
 # Metrics computed in low precision may leave [0, 1] by rounding; more is a mistake.
 _ROUNDING = 1e-6
 

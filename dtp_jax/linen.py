@@ -14,6 +14,10 @@ except ModuleNotFoundError as error:
         'dtp_jax.linen needs flax: pip install "dtp-jax[flax]"', name=error.name
     ) from error
 
+__all__ = [
+    "TrainState",
+]
+
 
 class TrainState(train_state.TrainState):
     """`flax.training.train_state.TrainState` that passes extra arguments to optax.

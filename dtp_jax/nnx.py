@@ -1,7 +1,7 @@
 """Task gradients and optimizers for flax nnx modules."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import jax
 import optax
@@ -16,7 +16,46 @@ except ModuleNotFoundError as error:
         'dtp_jax.nnx needs flax: pip install "dtp-jax[flax]"', name=error.name
     ) from error
 
+__all__ = [
+    "Optimizer",
+    "task_gradients",
+]
+
 M = TypeVar("M")
+P = ParamSpec("P")
+A = TypeVar("A")
+
+
+@overload
+def task_gradients(
+    losses_fn: Callable[P, Any],
+    has_aux: Literal[False] = False,
+    *,
+    wrt: Any = nnx.Param,
+    shared: Shared | None = None,
+    gramian: GramianMode = "auto",
+    axis_name: AxisName | None = None,
+) -> Callable[P, TaskGradients]: ...
+@overload
+def task_gradients(
+    losses_fn: Callable[P, tuple[Any, A]],
+    has_aux: Literal[True],
+    *,
+    wrt: Any = nnx.Param,
+    shared: Shared | None = None,
+    gramian: GramianMode = "auto",
+    axis_name: AxisName | None = None,
+) -> Callable[P, tuple[TaskGradients, A]]: ...
+@overload
+def task_gradients(
+    losses_fn: Callable[P, Any],
+    has_aux: bool = False,
+    *,
+    wrt: Any = nnx.Param,
+    shared: Shared | None = None,
+    gramian: GramianMode = "auto",
+    axis_name: AxisName | None = None,
+) -> Callable[P, Any]: ...
 
 
 def task_gradients(

@@ -232,7 +232,7 @@ def train_step(
         weights = dict.fromkeys(TASKS, jnp.ones(()))
         return optax.apply_updates(params, updates), opt_state, weights
     gradients = task_gradients(losses_fn)(params, points)
-    more = {"kpis": kpis_of(gradients.losses, method.scales)}
+    more: dict[str, Any] = {"kpis": kpis_of(gradients.losses, method.scales)}
     if method.traces:
         few = Points(*(column[:TRACE_POINTS] for column in points))
         at_points = task_gradients(residuals, gramian="vmap")

@@ -12,11 +12,22 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "examples" / "README.md",
 ]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+BLOCK = re.compile(
+    r"^```(?:python|\{code-cell\} ipython3)\n(.*?)^```", re.DOTALL | re.MULTILINE
+)
+# No dependencies of the tests; the site runs their tutorials, too.
+NEEDS = {"equinox": "equinox", "keras": "keras"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *(pytest.param(page, marks=pytest.mark.slow) for page in TUTORIALS)],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_code_blocks_run(page: Path) -> None:
+    if page.stem in NEEDS:
+        pytest.importorskip(NEEDS[page.stem])
     # The blocks of a page share one namespace, as a reader would run them.
     namespace: dict[str, object] = {"__name__": page.stem}
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):
@@ -31,7 +42,9 @@ def test_code_blocks_run(page: Path) -> None:
             exec(compile(block, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [*PAGES, *TUTORIALS], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_local_links_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
@@ -43,7 +56,7 @@ def test_local_links_exist(page: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "example", "count"),
     [
-        ("README.md", "two_digits", 2),
+        ("docs/results.md", "two_digits", 2),
         ("examples/README.md", "multi_mnist", 1),
         ("examples/README.md", "find_digit", 1),
     ],
@@ -57,3 +70,11 @@ def test_tables_are_those_that_the_examples_wrote(
     assert len(tables) == count
     shown = (ROOT / page).read_text(encoding="utf-8")
     assert all(table in shown for table in tables)
+
+
+def test_rows_of_the_readme_are_those_that_the_demo_wrote() -> None:
+    results = (ROOT / "docs" / "two_digits" / "results.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in readme.splitlines() if "±" in line]
+    assert rows
+    assert set(rows) <= set(results.splitlines())

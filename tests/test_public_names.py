@@ -1,8 +1,13 @@
 """The names that users may rely on: a change of the list is a change for them."""
 
 import ast
+import importlib
+import pydoc
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import dtp_jax
 
@@ -46,3 +51,47 @@ def test_public_names_are_those_of_the_list() -> None:
         value = dtp_jax
         for part in name.split(".")[1:]:
             value = getattr(value, part)
+
+
+def modules() -> list[str]:
+    paths = [*PACKAGE.glob("*.py"), *PACKAGE.glob("*/__init__.py")]
+    names = {
+        path.parent.name if path.stem == "__init__" else path.stem for path in paths
+    }
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_module_lists_what_is_in_it(name: str) -> None:
+    full = "dtp_jax" if name == "dtp_jax" else f"dtp_jax.{name}"
+    module = importlib.import_module(full)
+    depth = full.count(".") + 1
+    expected = {
+        public.split(".")[-1]
+        for public in LIST.read_text(encoding="utf-8").split()
+        if public.startswith(f"{full}.") and public.count(".") == depth
+    }
+    assert set(module.__all__) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["balancers", "combiners", "curricula", "links", "metrics", "losses", "boxes"],
+        *["gumbel", "information", "solvers", "compare", "diagnostics"],
+    ],
+)
+def test_help_shows_every_function_by_group_and_in_full(name: str) -> None:
+    module = getattr(dtp_jax, name, None) or importlib.import_module(f"dtp_jax.{name}")
+    text = pydoc.plain(pydoc.render_doc(module))
+    named = set(re.findall(r"`(\w+)`", module.__doc__ or ""))
+    for public in module.__all__:
+        # `name_weights` and `NameState` follow from the name of the method.
+        follows = public.endswith(("_weights", "State")) or public[0].isupper()
+        assert public in named or follows, f"{public} is not in the docstring of {name}"
+        assert re.search(rf"\b{public}\b", text), public
+
+
+def test_completion_shows_the_modules_of_extras() -> None:
+    assert {"nnx", "linen", "plot", "compare", "balancers"} <= set(dir(dtp_jax))
+    assert "importlib" not in dir(dtp_jax)

@@ -39,6 +39,18 @@ link = dtp_jax.balance(dtp_jax.balancers.mgda(), ["a", "b"])
 init, update = link
 assert_type(link, optax.GradientTransformationExtraArgs)
 assert_type(dtp_jax.diagnostics.task_weights(()), dict[str, jax.Array])
+
+def losses_fn(params: jax.Array, x: int) -> tuple[dict[str, jax.Array], float]:
+    return {"a": params}, 0.5
+
+with_aux = dtp_jax.task_gradients(losses_fn, has_aux=True)
+assert_type(with_aux(jax.numpy.ones(2), 1), tuple[dtp_jax.TaskGradients, float])
+alone = dtp_jax.task_gradients(losses_fn)
+assert_type(alone(jax.numpy.ones(2), x=1), dtp_jax.TaskGradients)
+alone(jax.numpy.ones(2), "one")  # wrong
+alone(jax.numpy.ones(2), x=1).gramians()  # wrong
+nnx_aux = dtp_jax.nnx.task_gradients(losses_fn, has_aux=True)
+assert_type(nnx_aux(jax.numpy.ones(2), 1), tuple[dtp_jax.TaskGradients, float])
 """
 
 

@@ -1,4 +1,76 @@
-"""Balancers: optax transformations from preferences to task weights."""
+"""Balancers: optax transformations from preferences to task weights.
+
+A balancer becomes a link of an optimizer's chain by `dtp_jax.balance`, or runs as part
+of `dtp_jax.dynamic_task_prioritization`. The groups are the folders of this package:
+what a method reads of a step, which is what it costs.
+
+KPIs; the cost of a fixed weighted sum:
+
+* `focal`: the tasks that do badly lead (Guo et al., 2018).
+
+Losses; the cost of a fixed weighted sum:
+
+* `uncertainty`: learned noise (Kendall et al., 2018).
+* `imtl_l`: learned scales (Liu et al., 2021).
+* `inverse_losses`: one size for all at the start.
+* `geometric`: the geometric mean of the losses, GLS (Chennupati et al., 2019).
+* `chebyshev`: a smooth maximum, STCH (Lin et al., 2024).
+* `boundary_intersection`: along a ray, PBI (Zhang & Li, 2007).
+* `cosmos`: a weighted sum and an angle (Ruchte & Grabocka, 2021).
+* `scalarization`: any function of the losses.
+* `dwa`: rates of descent (Liu et al., 2019).
+* `soft_adapt`: rates of losses (Heydari et al., 2019).
+* `relobralo`: the same, sometimes since the start (Bischof & Kraus, 2021).
+* `famo`: equal rates of log losses (Liu et al., 2023).
+* `igb`: improvable gaps (Dai et al., 2023).
+* `go4align`: one weight for tasks that stand alike (Shen et al., 2024).
+* `causal`: early times first (Wang et al., 2022).
+* `residual_attention`, `self_adaptive`, `balanced_residual_decay`: thousands of points
+  of a physics-informed network.
+* `average_losses`: any of them on means over windows or epochs.
+
+Sizes of the gradients; a backward pass per task when it looks:
+
+* `grad_norm`: equal rates of training (Chen et al., 2018).
+* `lr_annealing`: the size of the primary gradient (Wang et al., 2021).
+* `equal_norms`: one norm for all, jaxpi's default (Wang et al., 2023).
+* `norm_balancer`: shares of the gradient, EnCodec (Défossez et al., 2022).
+* `ntk`: equal traces of tangent kernels (Wang et al., 2022).
+* `excess_mtl`: excess risks (He et al., 2024).
+
+Inner products of the gradients; a backward pass per task, and products:
+
+* `upgrad`: no conflict with any task (Quinton & Rey, 2024).
+* `dual_projection`: the sum, moved until nobody objects, GEM (2017).
+* `mgda`: the shortest vector of the hull (Sener & Koltun, 2018).
+* `pcgrad`: projections off conflicts (Yu et al., 2020).
+* `grad_vac`: cosines raised to their mean (Wang et al., 2021).
+* `cagrad`: the worst case near the mean (Liu et al., 2021).
+* `nash_mtl`: the bargaining solution (Navon et al., 2022).
+* `fair_grad`: alpha-fair progress (Ban & Ji, 2024).
+* `imtl_g`: equal projections (Liu et al., 2021).
+* `aligned_mtl`: equal eigenvalues (Senushkin et al., 2023).
+* `config`: equal cosines, for physics (Liu et al., 2024).
+* `dcgd`: the dual cone of two gradients (Hwang & Lim, 2024).
+* `krum`: nearest to its neighbours (Blanchard et al., 2017).
+* `pcd`: one task leads, the others progress (TMLR, 2026).
+
+Gradients of other batches; a forward pass more for each:
+
+* `modo`: MGDA without bias (Chen et al., 2023).
+* `sdmgrad`: the same, towards the mean (Xiao et al., 2023).
+* `auto_lambda`: the weights that help on other data (Liu et al., 2022).
+
+Weights only; the tools of a chain:
+
+* `constant`: fixed weights.
+* `random`: new weights in each step, RLW (Lin et al., 2022).
+* `normalize_weights`, `clip_weights`, `floor`: a fixed sum, bounds, a least weight.
+
+The rules of methods that read the Gramian only, ``[T, T]`` to ``[T]``, are functions of
+their own: `upgrad_weights`, `mgda_weights` and so on. A name that ends in ``State`` is
+the state of a method.
+"""
 
 from .by_gramian._aligned_mtl import (
     aligned_mtl as aligned_mtl,  # equal eigenvalues (2023)
@@ -154,3 +226,98 @@ from .on_weights._normalize_weights import (
 )
 from .on_weights._random import RandomState as RandomState
 from .on_weights._random import random as random  # random weights, RLW (Lin, 2022)
+
+__all__ = [
+    "AutoLambdaState",
+    "AverageLossesState",
+    "BalancedResidualDecayState",
+    "CausalState",
+    "DwaState",
+    "EqualNormsState",
+    "ExcessMtlState",
+    "FamoState",
+    "FocalState",
+    "Go4AlignState",
+    "GradNormState",
+    "GradVacState",
+    "IgbState",
+    "ImtlLState",
+    "InverseLossesState",
+    "LrAnnealingState",
+    "ModoState",
+    "NormBalancerState",
+    "NtkState",
+    "PcdState",
+    "RandomState",
+    "RelobraloState",
+    "ResidualAttentionState",
+    "SdmgradState",
+    "SelfAdaptiveState",
+    "SoftAdaptState",
+    "UncertaintyState",
+    "aligned_mtl",
+    "aligned_mtl_weights",
+    "auto_lambda",
+    "average_losses",
+    "balanced_residual_decay",
+    "boundary_intersection",
+    "cagrad",
+    "cagrad_weights",
+    "causal",
+    "chebyshev",
+    "clip_weights",
+    "config",
+    "config_weights",
+    "constant",
+    "cosmos",
+    "dcgd",
+    "dcgd_weights",
+    "dual_projection",
+    "dual_projection_weights",
+    "dwa",
+    "dwa_weights",
+    "equal_norms",
+    "excess_mtl",
+    "fair_grad",
+    "fair_grad_weights",
+    "famo",
+    "floor",
+    "focal",
+    "geometric",
+    "go4align",
+    "grad_norm",
+    "grad_vac",
+    "grad_vac_weights",
+    "igb",
+    "imtl_g",
+    "imtl_g_weights",
+    "imtl_l",
+    "inverse_losses",
+    "krum",
+    "krum_weights",
+    "lr_annealing",
+    "mgda",
+    "mgda_weights",
+    "modo",
+    "modo_weights",
+    "nash_mtl",
+    "nash_mtl_weights",
+    "norm_balancer",
+    "normalize_weights",
+    "ntk",
+    "pcd",
+    "pcd_weights",
+    "pcgrad",
+    "pcgrad_weights",
+    "random",
+    "relobralo",
+    "residual_attention",
+    "scalarization",
+    "sdmgrad",
+    "sdmgrad_weights",
+    "self_adaptive",
+    "soft_adapt",
+    "uncertainty",
+    "upgrad",
+    "upgrad_weights",
+]

@@ -5,6 +5,11 @@ is inverted along an axis (``x2 < x1``) has no area, like one whose corners coin
 All functions compute, and answer, in float32, or in float64 when given it. Coordinates
 that are integers are subtracted before they are converted, so that large ones keep
 their digits.
+
+* Overlap: `iou`, `giou`. Offsets from anchors: `encode`, `decode`.
+* Losses: `kl_loss` of corners with uncertainty, `bounded_iou_loss`; the head of
+  variances starts from `log_variance_init`.
+* Detections: `variance_voting`.
 """
 
 from ._encoding import decode as decode
@@ -16,3 +21,15 @@ from ._overlap import giou as giou
 from ._overlap import iou as iou
 from ._voting import VotedBoxes as VotedBoxes
 from ._voting import variance_voting as variance_voting
+
+__all__ = [
+    "VotedBoxes",
+    "bounded_iou_loss",
+    "decode",
+    "encode",
+    "giou",
+    "iou",
+    "kl_loss",
+    "log_variance_init",
+    "variance_voting",
+]

@@ -4,6 +4,10 @@
 them alike on validation data, and says which of the differences on test data are more
 than noise. `default_methods` is a dozen to begin with. The extra `compare` installs
 what it shows progress and figures with; it works without.
+
+* `compare`, `default_methods`: the call, and what it takes if nothing is given.
+* `Problem`, `Method`: what goes in.
+* `Comparison`, `Row`, `Results`, `Interval`: what comes out.
 """
 
 from ._compare import compare as compare
@@ -14,3 +18,14 @@ from ._problem import Problem as Problem
 from ._result import Results as Results
 from ._result import Row as Row
 from ._student import Interval as Interval
+
+__all__ = [
+    "Comparison",
+    "Interval",
+    "Method",
+    "Problem",
+    "Results",
+    "Row",
+    "compare",
+    "default_methods",
+]

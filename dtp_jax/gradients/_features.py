@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,33 @@ from ._split import Split
 from ._task_gradients import TaskGradients
 
 
+@overload
+def feature_task_gradients(
+    encoder: Callable[..., Any],
+    heads: Callable[..., Any],
+    has_aux: Literal[False] = False,
+    *,
+    stacked: Callable[..., tuple[Any, ...]] | None = None,
+    axis_name: AxisName | None = None,
+) -> Callable[..., TaskGradients]: ...
+@overload
+def feature_task_gradients(
+    encoder: Callable[..., Any],
+    heads: Callable[..., Any],
+    has_aux: Literal[True],
+    *,
+    stacked: Callable[..., tuple[Any, ...]] | None = None,
+    axis_name: AxisName | None = None,
+) -> Callable[..., tuple[TaskGradients, Any]]: ...
+@overload
+def feature_task_gradients(
+    encoder: Callable[..., Any],
+    heads: Callable[..., Any],
+    has_aux: bool = False,
+    *,
+    stacked: Callable[..., tuple[Any, ...]] | None = None,
+    axis_name: AxisName | None = None,
+) -> Callable[..., Any]: ...
 def feature_task_gradients(
     encoder: Callable[..., Any],
     heads: Callable[..., Any],

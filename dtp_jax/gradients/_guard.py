@@ -1,6 +1,7 @@
 """What a `TaskGradients` answers to those who take it for a gradient."""
 
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -38,6 +39,14 @@ class NoGradient(metaclass=_Described):
             "gradient is `combine(weights)`, those of all tasks are `stack()`. If "
             "losses_fn returns a pair, say task_gradients(..., has_aux=True)."
         )
+
+    def __iter__(self) -> Iterator[Any]:
+        """For ``losses, gradients = ...``, which is refused like an entry.
+
+        A type checker reads a tree of updates, so that it lets optax's `update` take
+        one: the type that optax gives its updates is open to iterables.
+        """
+        return self[0]
 
     def __contains__(self, key: Any) -> NoReturn:
         """For the `TrainState` of flax, which looks for an entry of its own."""

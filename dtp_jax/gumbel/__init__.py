@@ -18,6 +18,10 @@ are converted.
 `jax.scipy.stats.gumbel_r` has the first eight functions as well, but its `sf` loses all
 digits in float32 beyond ``z = 16``, and some of its derivatives with respect to the
 scale and the probability raise.
+
+* Distribution: `pdf`, `logpdf`, `cdf`, `logcdf`, `sf`, `logsf`, `ppf`, `isf`; `mean`,
+  `median`, `mode`, `variance`, `entropy`, `kl_divergence`.
+* Draws: `sample`, `perturbed_logits`, `gumbel_max`, `gumbel_softmax`, `top_k`.
 """
 
 from ._distribution import cdf as cdf
@@ -39,3 +43,25 @@ from ._sampling import gumbel_softmax as gumbel_softmax
 from ._sampling import perturbed_logits as perturbed_logits
 from ._sampling import sample as sample
 from ._sampling import top_k as top_k
+
+__all__ = [
+    "cdf",
+    "entropy",
+    "gumbel_max",
+    "gumbel_softmax",
+    "isf",
+    "kl_divergence",
+    "logcdf",
+    "logpdf",
+    "logsf",
+    "mean",
+    "median",
+    "mode",
+    "pdf",
+    "perturbed_logits",
+    "ppf",
+    "sample",
+    "sf",
+    "top_k",
+    "variance",
+]

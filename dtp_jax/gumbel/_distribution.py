@@ -170,7 +170,7 @@ def logsf(x: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> jax.Arr
 
     References:
         Gumbel, "Statistics of Extremes", 1958. Maechler, "Accurately Computing
-        log(1 - exp(-|a|))", 2012, on log1mexp.
+        log(1 - exp(-abs(a)))", 2012, on log1mexp.
     """
     z, _ = _standardize(x, loc, scale)
     t = exp_minus(z)

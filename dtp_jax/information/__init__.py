@@ -26,6 +26,12 @@ The keyword arguments of all of them: `axis`, an axis or several, or None for al
 which the distribution extends; `where`, a mask that broadcasts to it, whose False
 entries contribute nothing, whatever they contain, and are left out of a softmax;
 `base`, the base of the logarithm, None for e. The unit is then nats; base 2 gives bits.
+
+* Of probabilities: `self_information`, `entropy`, `cross_entropy`, `kl_divergence`,
+  `js_divergence`.
+* Of logits: `entropy_from_logits`, `cross_entropy_from_logits`,
+  `kl_divergence_from_logits`, `js_divergence_from_logits`.
+* Of densities: `gaussian_entropy`, `gaussian_kl_divergence`, `gumbel_kl_divergence`.
 """
 
 from dtp_jax import gumbel
@@ -41,6 +47,21 @@ from ._probabilities import entropy as entropy
 from ._probabilities import js_divergence as js_divergence
 from ._probabilities import kl_divergence as kl_divergence
 from ._probabilities import self_information as self_information
+
+__all__ = [
+    "cross_entropy",
+    "cross_entropy_from_logits",
+    "entropy",
+    "entropy_from_logits",
+    "gaussian_entropy",
+    "gaussian_kl_divergence",
+    "gumbel_kl_divergence",
+    "js_divergence",
+    "js_divergence_from_logits",
+    "kl_divergence",
+    "kl_divergence_from_logits",
+    "self_information",
+]
 
 # The divergence of Gumbel distributions, in the order of this module: truth, model.
 gumbel_kl_divergence = gumbel.kl_divergence

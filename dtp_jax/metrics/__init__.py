@@ -38,3 +38,21 @@ from ._relative import chance_bounded_error as chance_bounded_error
 from ._relative import chance_correlation as chance_correlation
 from ._relative import chance_mean_box_iou as chance_mean_box_iou
 from ._relative import relative as relative
+
+__all__ = [
+    "accuracy",
+    "average_precision",
+    "bounded_error",
+    "chance_accuracy",
+    "chance_bounded_error",
+    "chance_correlation",
+    "chance_mean_box_iou",
+    "correlation",
+    "exp_loss",
+    "mean_box_iou",
+    "mean_mask_iou",
+    "pck",
+    "relative",
+    "top_k_accuracy",
+    "within_threshold",
+]

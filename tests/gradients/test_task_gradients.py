@@ -520,3 +520,16 @@ def test_the_way_that_is_chosen(
     monkeypatch.setattr(_linearized, "_CHUNK_BYTES", 1)
     large = {9: "switch", 65: "chunks"} if backend == "gpu" else {}
     assert linear_map._mode == large.get(num_tasks, expected)
+
+
+def test_repr_names_the_tasks_and_says_what_is_computed() -> None:
+    gradients = task_gradients(lambda w: {"b": w, "a": w**2})(jnp.array(1.0))
+    assert repr(gradients) == (
+        "TaskGradients(2 tasks: a, b; no gradient is computed yet)"
+    )
+    held = TaskGradients.from_stacked(jnp.eye(9))
+    assert repr(held).startswith("TaskGradients(9 tasks: ")
+    assert repr(held).endswith(", ...; gradients are held)")
+    # JAX puts anything in place of the leaves.
+    assert "TaskGradients" in repr(jax.tree.map(lambda leaf: None, gradients))
+    assert "TaskGradients" in repr(jax.tree.map(lambda leaf: "x", held))

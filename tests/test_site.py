@@ -1,0 +1,102 @@
+"""The pages of the site that are generated, without building it."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dtp_jax import TaskGradients
+from tests import toys
+from tests.catalogue import METHODS
+
+ROOT = Path(__file__).parent.parent
+
+
+def generator() -> Any:
+    path = ROOT / "docs" / "_pages.py"
+    spec = importlib.util.spec_from_file_location("_pages", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAGES = generator()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    PAGES.write(folder)
+    return folder
+
+
+def test_every_public_name_is_described(site: Path) -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.md"))
+    described = set(re.findall(r"^\.\. auto\w+:: (\S+)$", text, re.MULTILINE))
+    same = {id(PAGES.resolve(name)) for name in described}
+    missing = [
+        name
+        for name in PAGES.public_names()
+        if name not in described and id(PAGES.resolve(name)) not in same
+    ]
+    assert not missing
+
+
+def test_every_method_has_a_page_with_its_facts(site: Path) -> None:
+    index = (site / "methods" / "index.md").read_text(encoding="utf-8")
+    for name, (module, folder, _) in PAGES.methods().items():
+        page = (site / "methods" / f"{name}.md").read_text(encoding="utf-8")
+        assert PAGES.FOLDERS[folder][0] in page
+        assert f"dtp_jax.{module}.{name}\n" in page
+        assert f"[{name}]({name}.md)" in index
+
+
+def test_links_between_generated_pages_lead_somewhere(site: Path) -> None:
+    for path in site.rglob("*.md"):
+        for link in re.findall(r"\]\(([^)#]+\.md)", path.read_text(encoding="utf-8")):
+            there = (path.parent / link).exists()
+            assert there or (ROOT / "docs" / path.parent.name / link).exists(), link
+
+
+def test_a_sum_of_weights_is_told_for_every_method_that_gives_weights() -> None:
+    told = PAGES.sums()
+    without = {"average_losses", "clip_weights", "floor"}
+    for name, (module, _, _) in PAGES.methods().items():
+        assert module == "combiners" or name in without or name in told, name
+    assert set(told) <= set(PAGES.methods())
+
+
+@pytest.mark.slow
+def test_weights_sum_to_what_is_told() -> None:
+    told = {name: total for name, (total, _) in PAGES.sums().items()}
+    num_tasks = len(toys.NAMES)
+    step = toys.random_steps(num_tasks, num_steps=1)
+    losses = dict(zip(toys.NAMES, step.losses[0], strict=True))
+    kpis = dict(zip(toys.NAMES, step.kpis[0], strict=True))
+    gradients = TaskGradients.from_stacked(step.jacobians[0], losses)
+    checked = 0
+    for method in METHODS:
+        expected = {"T": num_tasks, "1": 1}.get(told.get(method.name, ""))
+        if expected is None:
+            continue
+        balancer: Any = method.make(toys.NAMES)
+        weights, _ = balancer.update(
+            jax.tree.map(jnp.ones_like, losses),
+            balancer.init(losses),
+            losses,
+            kpis=kpis,
+            key=jax.random.key(0),
+            task_gradients=gradients,
+            second_task_gradients=gradients,
+            third_task_gradients=gradients,
+        )
+        total = sum(float(weight) for weight in jax.tree.leaves(weights))
+        assert total == pytest.approx(expected, rel=1e-4), method.name
+        checked += 1
+    assert checked > 10
