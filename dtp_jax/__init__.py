@@ -81,6 +81,7 @@ __all__ = [
     "init_kpis",
     "losses",
     "metrics",
+    "resize_tasks",
     "solvers",
     "task_gradients",
     "update_kpis",

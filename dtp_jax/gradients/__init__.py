@@ -48,6 +48,7 @@ __all__ = [
     "Shared",
     "Stacked",
     "TaskGradients",
+    "at_features",
     "check_stacked",
     "cross_gramian",
     "example_norms",
