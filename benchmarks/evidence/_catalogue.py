@@ -18,7 +18,9 @@ FEW = ("DTP", "UPGrad")
 def catalogue(tasks: Any, *, has_trunk: bool = True) -> dict[str, Any]:
     """Every method that needs no task to be named and no order of them.
 
-    `pcd` and `lr_annealing` are for problems with a first task; `krum` and
+    `pcd`, `lr_annealing` and `meta_balance` are for problems with a first task,
+    `causal` and `residual_attention` for losses of times and points, `dcgd` for two,
+    and `one_at_a_time` for a step of its own; `krum` and
     `trimmed_mean` leave tasks out, for which there must be four or more.
 
     Args:
@@ -49,12 +51,17 @@ def catalogue(tasks: Any, *, has_trunk: bool = True) -> dict[str, Any]:
         "SoftAdapt": lambda: balancers.soft_adapt(variant="normalized"),
         "ReLoBRaLo": balancers.relobralo,
         "Chebyshev": balancers.chebyshev,
+        "IGB": balancers.igb,
+        "GO4Align": balancers.go4align,
+        "self-adaptive": balancers.self_adaptive,
+        "residual decay": balancers.balanced_residual_decay,
     }
     norms: dict[str, Callable[[], Any]] = {
         "GradNorm, every 10": lambda: balancers.grad_norm(refresh_every=10),
         "equal norms, every 10": lambda: balancers.equal_norms(refresh_every=10),
         "NTK, every 10": lambda: balancers.ntk(refresh_every=10),
         "ExcessMTL": balancers.excess_mtl,
+        "norm balancer": balancers.norm_balancer,
     }
     gradients: dict[str, Callable[[], Any]] = {
         "MGDA": balancers.mgda,
