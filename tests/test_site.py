@@ -103,3 +103,16 @@ def test_weights_sum_to_what_is_told() -> None:
         assert total == pytest.approx(expected, rel=1e-4), method.name
         checked += 1
     assert checked > 10
+
+
+def test_every_page_has_its_place_in_the_table_of_contents() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^```{toctree}\n(.*?)^```", index, re.DOTALL | re.MULTILINE)
+    entries = [line for part in parts for line in part.splitlines()]
+    listed = {re.sub(r".*<(.*)>", r"\1", line).strip() for line in entries}
+    pages = {
+        path.relative_to(ROOT / "docs").with_suffix("").as_posix()
+        for pattern in ("*.md", "*/results.md", "tutorials/*.md")
+        for path in (ROOT / "docs").glob(pattern)
+    }
+    assert pages - listed == {"index"}
