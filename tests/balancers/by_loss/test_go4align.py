@@ -1,4 +1,3 @@
-import itertools
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,8 +12,16 @@ from tests.toys import balancers
 def best_means(values: np.ndarray, num_groups: int) -> tuple[float, np.ndarray]:
     """By trying every grouping of few numbers."""
     found = (np.inf, values)
-    for labels in itertools.product(range(num_groups), repeat=len(values)):
-        groups = np.array(labels)
+    # A group is named when it first occurs, so that none is tried under two names.
+    groupings = [[0]]
+    for _ in values[1:]:
+        groupings = [
+            [*grouping, group]
+            for grouping in groupings
+            for group in range(min(max(grouping) + 2, num_groups))
+        ]
+    for grouping in groupings:
+        groups = np.array(grouping)
         means = np.array([values[groups == group].mean() for group in groups])
         cost = np.sum((values - means) ** 2)
         if cost < found[0] - 1e-12:
