@@ -169,9 +169,9 @@ def effective_num_tasks(weights: Any) -> jax.Array:
     layout = layout_of(weights)
     absolute = jnp.abs(layout.vector("weights", weights))
     largest = jnp.max(absolute)
-    relative = absolute / jnp.where(largest > 0, largest, 1)
+    relative = absolute / linalg.positive(largest)
     total = jnp.sum(relative)
-    shares = relative / jnp.where(total > 0, total, 1)
+    shares = relative / linalg.positive(total)
     positive = shares > 0
     terms = jnp.where(positive, shares * jnp.log(jnp.where(positive, shares, 1)), 0)
     return jnp.where(total > 0, jnp.exp(-jnp.sum(terms)), 0)

@@ -207,7 +207,7 @@ class Run(NamedTuple):
 def train(method: Method, seed: int, num_steps: int, truth: Any) -> Run:
     """Trains a network.
 
-    One task a step means as many more steps, at the same cost.
+    One task a step means as many more steps, so that as many points are seen.
     """
     times, places, exact = truth
     points = grid()
@@ -277,7 +277,7 @@ def report(runs: dict[str, list[Run]], num_steps: int) -> str:
         initial parameters. Residual: its mean square at the {NUM_POINTS} points.
         {num_steps} steps of Adam, learning rate {RATE:g}, falling to zero like a
         cosine. The last two take a quarter of the time in each of four times as many
-        steps, at the same cost. Times include compiling.
+        steps, so that as many points are seen. Times include compiling.
     """
     text = textwrap.fill(" ".join(notes.split()), 88)
     return f"{table(runs)}\n\n{text}\n"

@@ -67,6 +67,12 @@ def exact_type(array: jax.typing.ArrayLike) -> Any:
     return jnp.asarray(array).dtype if dtype is None else dtype
 
 
+def is_finite(tree: Any) -> jax.Array:
+    """Whether all numbers of a pytree, which has at least one leaf, are finite."""
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all()
+
+
 def as_floats(array: jax.typing.ArrayLike) -> jax.Array:
     """Converts to float32, or keeps a wider type."""
     held = exact(array)

@@ -38,6 +38,27 @@ def read_losses(
     return layout, losses, jnp.where(jnp.isfinite(losses), preferences, 0)
 
 
+def divisible(losses: jax.Array, active: jax.Array) -> jax.Array:
+    """Losses to divide by, for methods that are meant for losses greater than 0.
+
+    Args:
+        losses: ``[T]``.
+        active: ``[T]``, which of them count.
+
+    Returns:
+        ``[T]``, at least 1e-12 of the largest active loss, also for tasks that are not
+        active; 1 for all if no active loss is positive.
+
+    Example:
+        >>> active = jnp.array([True, True, False])
+        >>> divisible(jnp.array([2.0, 0.0, 3.0]), active).tolist()[0]
+        2.0
+    """
+    losses = jnp.where(active, jnp.maximum(losses, 0), 0)
+    largest = jnp.max(losses)
+    return jnp.maximum(losses, jnp.where(largest > 0, 1e-12 * largest, 1))
+
+
 def required(value: Any, name: str, method: str, how: str) -> Any:
     """Returns an extra argument, or says how to supply it.
 

@@ -42,7 +42,7 @@ def sum_of_equal_norms(
         [3.0, 9.0]
     """
     norms = jnp.where(preferences > 0, row_norms(leaves), 0)
-    factors = preferences / jnp.where(norms > 0, norms, 1)
+    factors = preferences / linalg.positive(norms)
     # Times the largest last: its ratio to a tiny norm may overflow.
     largest = jnp.max(norms)
     return [largest * linalg.weighted_sum(factors, rows) for rows in leaves]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax._core import control
+from dtp_jax._core import control, linalg
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.layout import check_per_task, per_task, task_layout
@@ -51,7 +51,7 @@ def drop_signs(
     (above, below), _ = control.scan(sizes, (zeros, zeros), (preferences, rows))
     total = above + below
     # Exactly 1 where nothing is negative, so that no number reaches it.
-    purity = above / jnp.where(total > 0, total, 1)
+    purity = above / linalg.positive(total)
     positive = uniform < purity
 
     def add(total: jax.Array, task: Any) -> tuple[jax.Array, None]:

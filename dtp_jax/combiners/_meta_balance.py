@@ -76,7 +76,7 @@ def meta_balance(
     References:
         He et al., "MetaBalance: Improving Multi-Task Recommendations via Adapting
         Gradient Magnitudes of Auxiliary Tasks", WWW 2022, algorithm 1 and section 3.3;
-        on a fixed sequence it agrees with the authors' code, whose strategy is "both".
+        the strategy of the authors' code is "both".
     """
     layout = task_layout(tasks)
     place = layout.position("primary", primary)
@@ -102,7 +102,7 @@ def meta_balance(
             return jnp.where(active, moved, old).astype(old.dtype)
 
         corrections = averaged(memory.corrections, jnp.ones_like(memory.corrections))
-        started = jnp.where(corrections > 0, corrections, 1)
+        started = linalg.positive(corrections)
         norms, gradients = [], []
         for old, rows in zip(memory.norms, inputs.rows, strict=True):
             found = jnp.where(active, row_norms([rows]), 0)

@@ -66,7 +66,7 @@ def moco_weights(
     total = jnp.sum(kept)
     ones = active.astype(weights.dtype)
     equal = ones / jnp.maximum(jnp.sum(ones), 1)
-    start = jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), equal)
+    start = jnp.where(total > 0, kept / linalg.positive(total), equal)
     slope = jnp.matmul(matrix, start, precision="highest") + rho * start
     target = start - gamma * slope
     # The projection only depends on differences. What is more than one below the
@@ -172,7 +172,7 @@ def moco(
         ]
 
         largest = jnp.max(inputs.preferences)
-        relative = inputs.preferences / jnp.where(largest > 0, largest, 1)
+        relative = inputs.preferences / linalg.positive(largest)
         relative = jnp.where(active, jnp.maximum(relative, _MIN_PREFERENCE), 0)
         # The inner products of long rows overflow: measured in other units.
         size = jnp.max(jnp.stack([jnp.max(jnp.abs(y), initial=0) for y in tracked]))

@@ -11,15 +11,11 @@ from dtp_jax._core.balancer import Balancer, checked_balancer, link
 from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import task_layout
+from dtp_jax._core.numerics import is_finite
 from dtp_jax._core.probe import probed
 from dtp_jax.gradients import Stacked, TaskGradients
-from dtp_jax.links._combiner import memory_of_rows
-from dtp_jax.links._one_gradient import (
-    check_one_gradient,
-    column,
-    is_finite,
-    place_of,
-)
+from dtp_jax.links._combiner import memory_of_rows, weighted
+from dtp_jax.links._one_gradient import check_one_gradient, place_of
 from dtp_jax.links._step import check_state
 
 
@@ -151,7 +147,7 @@ def one_at_a_time(
         # Of a task that was never seen there is nothing to correct.
         started = 1 - decay ** jnp.maximum(counts, 1).astype(layout.dtype)
         scales = jnp.asarray(1 / started, layout.dtype)
-        rows = jax.tree.map(lambda x: x * column(scales, x), tracked)
+        rows = jax.tree.map(lambda x: weighted(scales, x), tracked)
         known = gramian * scales[:, None] * scales[None, :]
         ones, shared = layout.full(1.0), (True,) * len(jax.tree.leaves(rows))
         gradients = TaskGradients(ones, Stacked(rows, shared, known))

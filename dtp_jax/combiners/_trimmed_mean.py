@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax._core import control
+from dtp_jax._core import control, linalg
 from dtp_jax._core.balancer import Balancer
 from dtp_jax._core.checks import check_whole
 from dtp_jax._core.layout import task_layout
@@ -37,7 +37,7 @@ def trim_and_average(
     count = jnp.sum(active)
     trimmed = jnp.minimum(num_trimmed, jnp.maximum(count - 1, 0) // 2)
     scale = jnp.max(preferences)
-    weights = preferences / jnp.where(scale > 0, scale, 1)
+    weights = preferences / linalg.positive(scale)
 
     # Thresholds first, then the mean of what lies between: subtracting the extremes
     # from the sum would leave the rounding error of the extremes. A sort along the
@@ -72,7 +72,7 @@ def trim_and_average(
     total += weight_below * jnp.where(trimmed > 0, below, 0)
     total += weight_above * jnp.where(trimmed > 0, above, 0)
     weight += weight_below + weight_above
-    mean = total / jnp.where(weight > 0, weight, 1)
+    mean = total / linalg.positive(weight)
     return jnp.where(below == above, below, mean)
 
 

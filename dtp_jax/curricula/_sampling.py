@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax import gumbel
+from dtp_jax._core import linalg
 from dtp_jax._core.checks import check_scalar, check_whole
 
 Sampling = Literal["gumbel", "systematic"]
@@ -142,7 +143,7 @@ def _inclusion_probabilities(weights: jax.Array, k: int) -> jax.Array:
     num_tasks = weights.shape[0]
     order = jnp.argsort(-weights)
     largest = weights[order[0]]
-    ordered = weights[order] / jnp.where(largest > 0, largest, 1)
+    ordered = weights[order] / linalg.positive(largest)
     # If the j largest are certain, the others share k - j in proportion. The right j is
     # the smallest for which none of the others exceeds one.
     rest = jnp.cumsum(ordered[::-1])[::-1]
@@ -150,6 +151,6 @@ def _inclusion_probabilities(weights: jax.Array, k: int) -> jax.Array:
     left = jnp.maximum(k - certain, 0)
     fits = ordered * left <= rest
     j = jnp.argmax(fits)
-    scale = left[j] / jnp.where(rest[j] > 0, rest[j], 1)
+    scale = left[j] / linalg.positive(rest[j])
     found = jnp.where(certain < j, 1.0, jnp.minimum(ordered * scale, 1.0))
     return jnp.zeros_like(weights).at[order].set(found)

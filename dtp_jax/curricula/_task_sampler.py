@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import checked_balancer
 from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.counters import count_up
@@ -147,7 +148,7 @@ def task_sampler(
         vector = jax.lax.stop_gradient(layout.vector("weights", weights))
         vector = jnp.maximum(jnp.where(known, vector, 0), 0)
         largest = jnp.max(vector)
-        vector = jnp.where(known, vector, jnp.where(largest > 0, largest, 1))
+        vector = jnp.where(known, vector, linalg.positive(largest))
         return TaskSamplerState(vector.astype(layout.dtype), kept, counts, of_rule)
 
     return TaskSampler(init, draw, observe)

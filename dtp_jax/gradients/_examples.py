@@ -5,13 +5,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._features import _FeatureMap
+from ._features import FeatureMap
 from ._task_gradients import TaskGradients
 
 
 def at_features(gradients: Any) -> bool:
-    """Whether a Gramian is that of features instead of parameters."""
-    return isinstance(getattr(gradients, "_map", None), _FeatureMap)
+    """Whether gradients are known at features, so that a Gramian costs no encoder.
+
+    Args:
+        gradients: A `TaskGradients`, or anything else.
+
+    Returns:
+        True for those of `feature_task_gradients`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dtp_jax import TaskGradients
+        >>> from dtp_jax.gradients import feature_task_gradients
+        >>> at_features(TaskGradients.from_stacked(jnp.eye(2)))
+        False
+        >>> heads = lambda params, z: {"a": jnp.sum(z), "b": jnp.sum(z[0])}
+        >>> at_features(feature_task_gradients(lambda p: p, heads)(jnp.ones((2, 4))))
+        True
+    """
+    return isinstance(getattr(gradients, "_map", None), FeatureMap)
 
 
 def example_norms(gradients: Any) -> jax.Array:
@@ -41,7 +58,7 @@ def example_norms(gradients: Any) -> jax.Array:
         [2.0, 1.0]
     """
     linear_map = gradients._map if isinstance(gradients, TaskGradients) else None
-    if not isinstance(linear_map, _FeatureMap):
+    if not isinstance(linear_map, FeatureMap):
         raise ValueError(
             "Norms of single examples need gradients at features, whose first axis is "
             "that of the examples: use dtp_jax.feature_task_gradients."

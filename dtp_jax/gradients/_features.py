@@ -256,7 +256,7 @@ class _Transposed:
         return gradient
 
 
-class _FeatureMap:
+class FeatureMap:
     """What is common to separate and stacked heads.
 
     Losses, features and their gradients are those of one shard.
@@ -333,7 +333,7 @@ class _FeatureMap:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Separate(_FeatureMap):
+class _Separate(FeatureMap):
     """Heads of any kind: a linear function of parameters and features."""
 
     losses: Any
@@ -375,7 +375,7 @@ class _Separate(_FeatureMap):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Stacked(_FeatureMap):
+class _Stacked(FeatureMap):
     """Heads of one kind: their gradients, which scale with their weights."""
 
     losses: Any

@@ -8,7 +8,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from dtp_jax._core import meshes
+from dtp_jax._core import linalg, meshes
 from dtp_jax._core.checks import is_traced
 from dtp_jax._core.linalg import Rows
 
@@ -121,7 +121,7 @@ def row_norms(leaves: Sequence[jax.Array]) -> jax.Array:
 
     largest = [over_rows(jnp.max, jnp.abs(rows)) for rows in leaves]
     size = jnp.max(jnp.stack(largest), axis=0)
-    unit = jnp.where(size > 0, size, 1)
+    unit = linalg.positive(size)
 
     def squares(rows: jax.Array) -> jax.Array:
         column = unit.reshape(-1, *[1] * (rows.ndim - 1))

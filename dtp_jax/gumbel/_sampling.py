@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from dtp_jax._core import linalg
 from dtp_jax._core.checks import check_number, check_whole
 from dtp_jax._core.numerics import divide, exp_minus, working_type
 
@@ -183,7 +184,7 @@ def gumbel_softmax(
     gaps = jnp.where(possible, jax.lax.stop_gradient(top) - perturbed, 0)
     powers = jnp.where(possible, exp_minus(divide(gaps, temperature)), 0)
     total = jnp.sum(powers, axis, keepdims=True)
-    soft = powers / jnp.where(total > 0, total, 1)
+    soft = powers / linalg.positive(total)
     soft = soft.astype(jnp.result_type(logits, float))
     if not hard:
         return soft

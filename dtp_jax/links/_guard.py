@@ -5,8 +5,8 @@ from typing import Any
 
 from dtp_jax._core import control
 from dtp_jax._core.layout import TaskLayout
+from dtp_jax._core.numerics import is_finite
 from dtp_jax.gradients import TaskGradients, at_features
-from dtp_jax.links._one_gradient import is_finite
 
 # From the gradients that the rule reads, those that are summed, and the mask of the
 # tasks to the combined gradient and the state.

@@ -56,14 +56,3 @@ def check_one_gradient(updates: Any, like: Any, method: str) -> None:
         f"{method} takes the gradient of one task, a pytree like the parameters that "
         "it was initialized with."
     )
-
-
-def is_finite(tree: Any) -> jax.Array:
-    """Whether all numbers of a pytree are finite, a scalar."""
-    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-    return jnp.stack(leaves).all()
-
-
-def column(scales: jax.Array, rows: jax.Array) -> jax.Array:
-    """Numbers ``[T]`` in the shape and type to multiply rows ``[T, ...]`` with."""
-    return scales.reshape(-1, *[1] * (rows.ndim - 1)).astype(rows.dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from dtp_jax import curricula
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import (
     SMALLEST_WEIGHT,
     Balancer,
@@ -276,7 +277,7 @@ def _normalized(
     """
     count = jnp.maximum(jnp.sum(active), 1)
     mean = jnp.sum(weights) / count
-    scaled = weights / jnp.where(mean > 0, mean, 1)
+    scaled = weights / linalg.positive(mean)
     scaled = jnp.where(active, jnp.maximum(scaled, SMALLEST_WEIGHT), 0)
     scales = {None: mean, "sum_to_T": 1, "sum_to_1": 1 / count}
     return scaled, scales[settings.normalize]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.checks import check_number
 from dtp_jax._core.numerics import as_floats, expm1
 
@@ -59,4 +60,4 @@ def class_balanced_weights(
     effective = -expm1(jnp.where(present, counts, 1) * logs) / rest
     inverse = jnp.where(present, 1 / jnp.where(zero, 1, effective), 0)
     total = jnp.sum(inverse)
-    return inverse * jnp.sum(present) / jnp.where(total > 0, total, 1)
+    return inverse * jnp.sum(present) / linalg.positive(total)

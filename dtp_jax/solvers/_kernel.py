@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._core import linalg
+from dtp_jax._core import meshes
 
 from ._algebra import LIBRARY, WRITTEN_OUT
 
@@ -78,7 +78,7 @@ def split_by_platform(
     size = max(arg.shape[-1] for arg in args if arg.ndim)
     wide = size > _MAX_SIZE or any(arg.dtype == jnp.float64 for arg in args)
     # A kernel does not know how to share its work where axes are part of types.
-    mesh = any(linalg.is_explicit(jax.typeof(arg).sharding.mesh) for arg in args)
+    mesh = any(meshes.is_explicit(jax.typeof(arg).sharding.mesh) for arg in args)
     if wide or mesh or not available():
         return elsewhere(*args)
     kernel = functools.partial(_padded, solver, fills)

@@ -40,19 +40,19 @@ def dcgd_weights(
     _check(kind, gramian.shape[0])
     gramian, preferences = linalg.subproblem(gramian, preferences)
     largest = jnp.max(preferences)
-    relative = preferences / jnp.where(largest > 0, largest, 1)
+    relative = preferences / linalg.positive(largest)
     correlation, norms = linalg.correlation(gramian)
     lengths = norms * relative
     cosine = correlation[0, 1]
     first, second = lengths[0], lengths[1]
     # How much of the other a gradient has along it: zero beside a zero gradient.
     swapped = lengths[::-1]
-    along = cosine * swapped / jnp.where(lengths > 0, lengths, 1)
+    along = cosine * swapped / linalg.positive(lengths)
     along = jnp.where((lengths > 0) & (swapped > 0), along, 0)
     both = (first > 0) & (second > 0)
     if kind == "center":
         # Units times half of the sum of the lengths: the sum's part along their sum.
-        found = (first + second) / 2 / jnp.where(lengths > 0, lengths, 1)
+        found = (first + second) / 2 / linalg.positive(lengths)
         found = jnp.where(both, found, 1)
     else:
         # The sum has the product `lengths * (lengths + cosine * swapped)` with each.

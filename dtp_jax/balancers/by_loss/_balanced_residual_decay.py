@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.counters import count_up
@@ -92,16 +93,16 @@ def balanced_residual_decay(
         counts = count_up(state.counts)
         # The root of the mean, in units of the larger part: squares would overflow.
         size = jnp.maximum(state.means, losses)
-        unit = jnp.where(size > 0, size, 1)
+        unit = linalg.positive(size)
         kept, new = jnp.square(state.means / unit), jnp.square(losses / unit)
         means = unit * jnp.sqrt(mean_decay * kept + (1 - mean_decay) * new)
         powers = counts.astype(layout.dtype) * jnp.log(mean_decay)
         started = -jnp.expm1(powers).astype(layout.dtype)
         # A loss of zero has decayed, or was never there.
-        ratios = losses * jnp.sqrt(started) / jnp.where(means > 0, means, 1)
+        ratios = losses * jnp.sqrt(started) / linalg.positive(means)
         number = jnp.maximum(jnp.sum(active), 1)
         mean = jnp.sum(jnp.where(active, ratios, 0)) / number
-        target = jnp.where(mean > 0, ratios / jnp.where(mean > 0, mean, 1), 1)
+        target = jnp.where(mean > 0, ratios / linalg.positive(mean), 1)
         moved = weight_decay * state.weights + (1 - weight_decay) * target
         kept_if = BalancedResidualDecayState(
             jnp.where(active, means.astype(layout.dtype), state.means),

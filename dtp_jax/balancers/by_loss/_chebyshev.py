@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, loss_weighting
 from dtp_jax._core.checks import check_number, check_scalar
 from dtp_jax._core.layout import TaskLayout, per_task
@@ -81,7 +82,7 @@ def chebyshev(
             scaled, slopes = preferences * (losses - ideal), preferences
         else:
             span = per_task("nadir", nadir, layout) - ideal
-            span = jnp.where(span > 0, span, 1)
+            span = linalg.positive(span)
             ratio = jnp.clip((losses - ideal) / span, _MIN_RATIO, _MAX_RATIO)
             scaled = jnp.log(ratio) + jnp.log(jnp.where(active, preferences, 1))
             slopes = jnp.sum(active) / span / ratio

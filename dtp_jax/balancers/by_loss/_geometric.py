@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, loss_weighting
 from dtp_jax._core.layout import TaskLayout
 
@@ -56,7 +57,7 @@ def geometric() -> Balancer:
         ratios = jnp.where(positive, jnp.maximum(ratios, _MIN_RATIO), 1)
         logs = jnp.log(ratios)
         total = jnp.sum(preferences)
-        shares = preferences / jnp.where(total > 0, total, 1)
+        shares = preferences / linalg.positive(total)
         return shares * jnp.exp(jnp.sum(shares * logs) - logs)
 
     return loss_weighting("geometric", rule)

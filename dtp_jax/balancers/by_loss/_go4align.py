@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.layout import layout_of
-from dtp_jax._core.reads import read_losses
+from dtp_jax._core.reads import divisible, read_losses
 
-_MIN_LOSS = 1e-12  # that divides, relative to the largest
 _LARGEST_MOVE = 60.0  # of the logarithm of a share in one step
 _SMALLEST_LOG = -60.0
 
@@ -18,7 +18,7 @@ _SMALLEST_LOG = -60.0
 class Go4AlignState(NamedTuple):
     """State of `go4align`."""
 
-    log_risks: jax.Array  # [T], of the shares in the risk, relative to their mean
+    log_risks: jax.Array  # [T], log q up to a constant, so that only differences count
 
 
 def go4align(
@@ -82,9 +82,7 @@ def go4align(
         del extra_args
         layout, losses, preferences = read_losses("go4align", updates, params)
         active = preferences > 0
-        losses = jnp.where(active, jnp.maximum(losses, 0), 0)
-        largest = jnp.max(losses)
-        losses = jnp.maximum(losses, jnp.where(largest > 0, _MIN_LOSS * largest, 1))
+        losses = divisible(losses, active)
 
         # Of the active tasks, whose shares have the sum that they had before.
         before = jnp.where(active, state.log_risks, -jnp.inf)
@@ -96,7 +94,7 @@ def go4align(
 
         # Relative to the largest, so that the sum does not overflow; by roots, since
         # one over a number as large as that is flushed to zero.
-        root = jnp.sqrt(jnp.where(largest > 0, largest, 1))
+        root = jnp.sqrt(jnp.max(losses))
         relative = jnp.square(jnp.sqrt(losses) / root)
         total = jnp.sum(jnp.where(active, relative, 0))
         sizes = risks * total / jnp.where(active, relative, 1)
@@ -134,7 +132,7 @@ def group_means(values: jax.Array, active: jax.Array, num_groups: int) -> jax.Ar
     counted = active[order]
     number = jnp.sum(counted)
     largest = jnp.max(jnp.where(active, values, 0))
-    scale = jnp.where(largest > 0, largest, 1)
+    scale = linalg.positive(largest)
     line = jnp.where(counted, values[order] / scale, 0)
     sums = jnp.concatenate([jnp.zeros(1, line.dtype), jnp.cumsum(line)])
     squares = jnp.concatenate([jnp.zeros(1, line.dtype), jnp.cumsum(line * line)])

@@ -9,10 +9,7 @@ from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_whole
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.numerics import softmax_over
-from dtp_jax._core.reads import read_losses
-
-# The smallest loss that divides, relative to the largest.
-_MIN_LOSS = 1e-12
+from dtp_jax._core.reads import divisible, read_losses
 
 
 class IgbState(NamedTuple):
@@ -83,10 +80,7 @@ def igb(*, num_steps: jax.typing.ArrayLike = 100) -> Balancer:
         del extra_args
         layout, losses, preferences = read_losses("igb", updates, params)
         active = preferences > 0
-        losses = jnp.where(active, jnp.maximum(losses, 0), 0)
-        largest = jnp.max(losses)
-        losses = jnp.maximum(losses, jnp.where(largest > 0, _MIN_LOSS * largest, 1))
-
+        losses = divisible(losses, active)
         known = state.counts >= num_steps
         means = jnp.where(known & (state.means > 0), state.means, losses)
         ratios = jnp.where(known, losses / means, 1)

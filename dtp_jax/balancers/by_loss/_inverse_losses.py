@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_whole
 from dtp_jax._core.counters import count_up
@@ -84,7 +85,7 @@ def inverse_losses(*, num_steps: jax.typing.ArrayLike = 10) -> Balancer:
         means = jnp.where(counted, moved, state.means)
         largest = jnp.max(jnp.where(active, means, 0))
         divisors = jnp.maximum(means, _MIN_MEAN * largest)
-        divisors = jnp.where(divisors > 0, divisors, 1)
+        divisors = linalg.positive(divisors)
         weights = nonzero(preferences / divisors, preferences)
         return layout.tree(weights), InverseLossesState(means, counts)
 

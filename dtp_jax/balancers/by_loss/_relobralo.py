@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.counters import next_step
@@ -126,7 +127,7 @@ def relobralo(
             return num_active * softmax_over(active, logits)
 
         total = jnp.sum(state.weights, where=active)
-        scaled = state.weights * (num_active / jnp.where(total > 0, total, 1))
+        scaled = state.weights * (num_active / linalg.positive(total))
         scaled = jnp.where(total > 0, scaled, 1)
         keep = jax.random.bernoulli(key, rho)
         history = jnp.where(keep, scaled, balanced(state.first))

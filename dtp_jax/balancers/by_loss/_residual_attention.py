@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar
 from dtp_jax._core.layout import layout_of, per_task
@@ -92,7 +93,7 @@ def residual_attention(
         residuals = jnp.sqrt(jnp.where(active, jnp.maximum(losses, 0), 0))
         largest = jnp.max(residuals)
         # Where all residuals are zero, none stands out.
-        shares = residuals / jnp.where(largest > 0, largest, 1)
+        shares = residuals / linalg.positive(largest)
         moved = decay * state.multipliers + rate * shares
         multipliers = jnp.where(active, moved.astype(layout.dtype), state.multipliers)
         factors = multipliers if convention == "outside" else jnp.square(multipliers)

@@ -49,7 +49,7 @@ def self_adaptive(
             them uniformly from [0, 1], which an array ``[T]`` is for.
 
     Returns:
-        A loss-driven balancer.
+        A loss-driven balancer, for losses of at least 0, which count up to 1e15.
 
     Raises:
         ValueError: If `init_value` does not match the tasks; from `update`, if there

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_static, check_whole
 from dtp_jax._core.counters import count_up
@@ -134,7 +135,7 @@ def _normalized(rates: jax.Array) -> jax.Array:
     """Rates whose absolute values sum to one, or are all zero."""
     largest = jnp.max(jnp.abs(rates))
     # The sum of the rates themselves might overflow.
-    relative = rates / jnp.where(largest > 0, largest, 1)
+    relative = rates / linalg.positive(largest)
     return relative / jnp.maximum(jnp.sum(jnp.abs(relative)), 1)
 
 

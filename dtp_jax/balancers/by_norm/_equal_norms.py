@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._core import control
+from dtp_jax._core import control, linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number, check_scalar, check_whole
 from dtp_jax._core.counters import next_step
@@ -109,7 +109,7 @@ def equal_norms(
             norms = jnp.sqrt(jnp.where(measured, squares, 0))
             mean = jnp.sum(norms) / jnp.maximum(jnp.sum(measured), 1)
             # Relative to the mean first: eps times a tiny mean may be zero.
-            relative = norms / jnp.where(mean > 0, mean, 1) + eps
+            relative = norms / linalg.positive(mean) + eps
             usable = measured & (mean > 0) & (relative > 0)
             wanted = 1 / jnp.where(usable, relative, 1)
             moved = momentum * state.weights + (1 - momentum) * wanted

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dtp_jax._core import control
+from dtp_jax._core import control, linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.counters import next_step
@@ -171,7 +171,7 @@ def _weights(parameters: jax.Array, active: jax.Array, softmax: bool) -> jax.Arr
         return jnp.where(active, num_active * shares, 0)
     kept = jnp.where(active, parameters, 0)
     total = jnp.sum(kept)
-    return kept * (num_active / jnp.where(total > 0, total, 1))
+    return kept * (num_active / linalg.positive(total))
 
 
 def _slope(
@@ -189,6 +189,6 @@ def _slope(
     count = jnp.maximum(jnp.sum(measured), 1)
     mean = jnp.sum(ratios, where=measured) / count
     # Where all losses are zero, none is slower than the others.
-    slowness = jnp.where(mean > 0, ratios / jnp.where(mean > 0, mean, 1), 1)
+    slowness = jnp.where(mean > 0, ratios / linalg.positive(mean), 1)
     target = jnp.sum(weights * norms) / count * slowness**alpha
     return jnp.sign(weights * norms - target) * norms

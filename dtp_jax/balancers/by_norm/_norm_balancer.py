@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_number, check_scalar
 from dtp_jax._core.layout import layout_of, per_task
@@ -46,9 +47,10 @@ def norm_balancer(
     penalty on codes inside of the model, is weighted, but not measured. With gradients
     of the parameters, of `task_gradients`, each step costs a backward pass per task.
 
-    A task that is not active, or whose gradient is not finite, keeps its average. A
-    task of no gradient so far has the weight ``total_norm * share / eps``: 1e12 by
-    default, which its first gradient brings down.
+    A task that is not active, or whose gradient is not finite, keeps its average; one
+    that was never measured counts as of norm 1. A task whose gradients were all zero
+    has the weight ``total_norm * share / eps``: 1e12 by default, which its first
+    gradient brings down.
 
     Args:
         shares: What each task should have of the gradient, at least 0, 0 for none: a
@@ -81,9 +83,8 @@ def norm_balancer(
 
     References:
         Défossez et al., "High Fidelity Neural Audio Compression", 2022, section 3.4,
-        and the authors' code, audiocraft's `Balancer`, with which the weights agree on
-        a fixed sequence; its default is ``per_example=True``. Heads:
-        ``balance(..., heads="weights")``.
+        and the authors' code, audiocraft's `Balancer`, whose rule this is; its default
+        is ``per_example=True``. Heads: ``balance(..., heads="weights")``.
     """
     for number in jax.tree.leaves(shares):
         check_number("shares", number, low=0)
@@ -121,9 +122,9 @@ def norm_balancer(
         average = state.norms / jnp.where(started, state.correction, 1)
         wanted = per_task("shares", shares, layout)
         # Relative to the largest, so that sums and products stay in range.
-        wanted *= preferences / jnp.maximum(jnp.max(preferences), 1e-37)
+        wanted *= preferences / linalg.positive(jnp.max(preferences))
         total = jnp.sum(wanted)
-        wanted /= jnp.where(total > 0, total, 1)
+        wanted /= linalg.positive(total)
         divisor = jnp.maximum(eps + average, jnp.finfo(average.dtype).tiny)
         # Not measured yet, as where its gradient was never finite, is not short.
         divisor = jnp.where(started, divisor, 1)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dtp_jax._core import control
+from dtp_jax._core import control, linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
 from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.counters import next_step
@@ -146,10 +146,10 @@ def _quotients(traces: jax.Array, active: jax.Array) -> jax.Array:
     known = active & (traces > 0)
     largest = jnp.max(jnp.where(known, traces, 0))
     # Relative to the largest, their sum stays finite.
-    relative = jnp.where(known, traces / jnp.where(largest > 0, largest, 1), 0)
+    relative = jnp.where(known, traces / linalg.positive(largest), 0)
     relative = jnp.maximum(relative, jnp.where(known, _MIN_TRACE, 0))
     mean = jnp.sum(relative) / jnp.maximum(jnp.sum(known), 1)
-    relative = jnp.where(known, relative, jnp.where(mean > 0, mean, 1))
+    relative = jnp.where(known, relative, linalg.positive(mean))
     return jnp.sum(relative, where=active) / relative
 
 

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from dtp_jax._core import linalg
 from dtp_jax._core.balancer import SMALLEST_WEIGHT, Balancer, stateless_weighting
 
 Total = Literal["sum_to_T", "sum_to_1"]
@@ -41,7 +42,7 @@ def normalize_weights(total: Total = "sum_to_T") -> Balancer:
     def rule(preferences: jax.Array) -> jax.Array:
         total_weight = jnp.sum(preferences)
         active = jnp.sum(preferences > 0) if total == "sum_to_T" else 1
-        shares = preferences / jnp.where(total_weight > 0, total_weight, 1)
+        shares = preferences / linalg.positive(total_weight)
         return jnp.maximum(shares * active, SMALLEST_WEIGHT)
 
     return stateless_weighting(rule)

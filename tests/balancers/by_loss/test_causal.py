@@ -2,8 +2,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from dtp_jax import task_gradients
 from tests.balancers.sequences import LOSSES, over
 from tests.toys import balance, balancers
 
@@ -21,6 +23,19 @@ def test_later_losses_wait_for_earlier_ones(tolerance: float) -> None:
     expected = np.array([by_definition(row, tolerance) for row in LOSSES])
     np.testing.assert_allclose(weights, expected, rtol=1e-5)
     np.testing.assert_allclose(state.smallest, expected[-1].min(), rtol=1e-5)
+
+
+def test_the_smallest_weight_is_found_in_the_state_of_a_chain() -> None:
+    def losses_fn(params: Any) -> Any:
+        return params * jnp.array([1.0, 2.0, 3.0])
+
+    link = balance(balancers.causal(tolerance=1.0), 3)
+    chain = optax.chain(link, optax.sgd(1.0))
+    params = jnp.ones(())
+    gradients = task_gradients(losses_fn)(params)
+    _, state = chain.update(gradients, chain.init(params), params)
+    found = optax.tree.get(state, "smallest")
+    np.testing.assert_allclose(found, np.exp(-3.0), rtol=1e-5)
 
 
 def test_small_losses_before_a_large_one_keep_their_digits() -> None:
