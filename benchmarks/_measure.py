@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from dtp_jax.compare._tables import markdown
+
 
 class Cost(NamedTuple):
     """What the compiler says of a function."""
@@ -99,23 +101,7 @@ def interleaved(
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table that reads well in a terminal, too."""
-    widths = [
-        # A column of Markdown needs a rule of at least "-:".
-        max(2, *(len(row[column]) for row in [header, *rows]))
-        for column in range(len(header))
-    ]
-
-    def line(cells: Sequence[str]) -> str:
-        pairs = enumerate(zip(cells, widths, strict=True))
-        padded = [
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in pairs
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rules = ["-" * width if index == 0 else "-" * (width - 1) + ":"
-             for index, width in enumerate(widths)]  # fmt: skip
-    return "\n".join([f"{title}\n", line(header), line(rules), *map(line, rows), ""])
+    return f"{title}\n\n{markdown([header, *rows])}\n"
 
 
 def _seconds(function: Callable[[], Any], repeats: int) -> float:

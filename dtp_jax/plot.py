@@ -287,10 +287,13 @@ def _by_task(name: str, log: Any) -> dict[str, np.ndarray]:
     if not isinstance(log, Mapping):
         rows = list(log)
         if len({tuple(row) for row in rows}) > 1:
-            raise ValueError(f"The tasks of the log of {name} change on the way.")
+            raise ValueError(
+                f"The tasks of the log of {name} change on the way: give every time "
+                "the same ones, with NaN for what is not known."
+            )
         log = {task: [row[task] for row in rows] for task in (rows[0] if rows else ())}
     if not log:
-        raise ValueError(f"The log of {name} is empty.")
+        raise ValueError(f"The log of {name} is empty: leave it out.")
     return {task: np.asarray(values, float) for task, values in log.items()}
 
 

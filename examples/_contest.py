@@ -229,14 +229,3 @@ def steps_to_share(
     there = (kpis / reference).min(axis=2) >= share
     first = (there.argmax(axis=1) + 1) * num_steps / there.shape[1]
     return np.where(there.any(axis=1), first, np.inf)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown that reads well in a terminal, the first row as its head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * width for width in widths]
-    lines = [
-        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in (rows[0], rule, *rows[1:])
-    ]
-    return "\n".join(f"| {line} |" for line in lines)

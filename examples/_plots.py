@@ -11,6 +11,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from examples._tables import markdown
+
 GREY, BLACK, BLUE, RED, GREEN = "#7f7f7f", "#000000", "#0072b2", "#d55e00", "#009e73"
 DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.2))
 TASK_LOOKS: Any = [
@@ -60,13 +62,7 @@ def table(
         numbers = zip(*mean_and_error(result), strict=True)
         cells = [f"{mean:.1f} ± {error:.1f}" for mean, error in numbers]
         rows.append([name, *cells, *(cells[name] for cells in more.values())])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = [
-        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    return "\n".join(f"| {line} |" for line in lines)
+    return markdown(rows)
 
 
 def samples(path: Path, images: np.ndarray, titles: Sequence[str], label: str) -> None:

@@ -1,12 +1,12 @@
 """What the runs on toy problems came to: tables, and a comparison with the papers."""
 
 import textwrap
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from examples import _toys
+from examples._tables import markdown
 
 VALLEY_RECORDS = 1000  # of a run on the two valleys, after the start
 # The front of the two valleys is below; what is stuck is above or between them.
@@ -147,7 +147,7 @@ def report(runs: Runs, num_steps: int, grad_norm_steps: int) -> str:
         (outcome.claim, outcome.found, "yes" if outcome.holds else "NO")
         for outcome in outcomes(runs)
     ]
-    parts = [_table(("published", "here", "holds"), rows)]
+    parts = [markdown([("published", "here", "holds"), *rows])]
     parts += _valley_tables(runs.valleys, num_steps)
     text = """
         Quadratic forms: the distance of the losses from the front after the last step
@@ -161,7 +161,7 @@ def report(runs: Runs, num_steps: int, grad_norm_steps: int) -> str:
             (name, *(f"{x:.2g}" for x in toy.distance_to_front(points)))
             for name, points in ends.items()
         ]
-        parts.append(_table((f"{problem}, {toy.num_steps} steps", *columns), rows))
+        parts.append(markdown([(f"{problem}, {toy.num_steps} steps", *columns), *rows]))
     text = f"""
         GradNorm's toy, {grad_norm_steps} steps of Adam: sum over the tasks of test
         losses relative to those at the start, mean and standard error over the seeds;
@@ -172,7 +172,7 @@ def report(runs: Runs, num_steps: int, grad_norm_steps: int) -> str:
     parts.append(_paragraph(text))
     rows = [_grad_norm_row(*key, run) for key, run in runs.grad_norm.items()]
     header = ("tasks", "method", "test loss", "weights", "norms off by")
-    return "\n\n".join([*parts, _table(header, rows)]) + "\n"
+    return "\n\n".join([*parts, markdown([header, *rows])]) + "\n"
 
 
 def _valley_tables(
@@ -198,7 +198,7 @@ def _valley_tables(
             ]
             rows.append((name, *cells))
         header = ("method", *(f"({u:g}, {v:g})" for u, v in starts))
-        parts += [_paragraph(text), _table(header, rows)]
+        parts += [_paragraph(text), markdown([header, *rows])]
     return parts
 
 
@@ -219,13 +219,3 @@ def _grad_norm_row(
 
 def _paragraph(text: str) -> str:
     return textwrap.fill(textwrap.dedent(text).strip(), 88)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    texts = [
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    ]
-    return "\n".join(f"| {text} |" for text in texts)

@@ -37,7 +37,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from dtp_jax import balance, balancers, combiners, task_gradients
-from examples._contest import markdown, with_error
+from examples._contest import with_error
+from examples._tables import markdown
 
 DIFFUSION, REACTION = 1e-4, 5.0
 NUM_TIMES, NUM_PLACES = 24, 32

@@ -36,6 +36,7 @@ import numpy as np
 from examples import _contest, _digits, _methods, _plots, _tuning
 from examples._contest import Log, at_the_end, with_error
 from examples._methods import DTP, EQUAL, MEASUREMENTS, SCHEDULES, Contest
+from examples._tables import markdown
 
 TUNED = Path(__file__).with_suffix(".json")
 
@@ -114,7 +115,7 @@ def table(contest: Contest, results: Results) -> str:
                 with_error(result.worst - equal.worst, "+"),
             ]
         rows.append(cells)
-    return _contest.markdown(rows)
+    return markdown(rows)
 
 
 def checks(results: dict[str, Results]) -> str:
@@ -152,7 +153,7 @@ def single_table(contest: Contest, tuned: Any) -> str:
     for schedule in SCHEDULES:
         kpis = tuned[schedule]["single"]["test"]
         rows.append([schedule, *(f"{kpi:.1f}" for kpi in kpis)])
-    return _contest.markdown(rows)
+    return markdown(rows)
 
 
 def report(

@@ -14,6 +14,7 @@ from dtp_jax import balance, balancers, dynamic_task_prioritization
 from examples import _contest, _methods, two_digits
 from examples._contest import Job, Log, Setting, with_error
 from examples._problems import Problem
+from examples._tables import markdown
 
 MakeOptimizer = Callable[[Setting], optax.GradientTransformation]
 
@@ -265,7 +266,7 @@ def table(head: Sequence[str], rows: Mapping[Any, Sequence[Log]]) -> str:
     for name, logs in rows.items():
         cells = [text for log in logs for text in (average(log), worst(log))]
         lines.append([str(name), *cells])
-    return _contest.markdown(lines)
+    return markdown(lines)
 
 
 def best_rates(

@@ -6,8 +6,9 @@ from typing import Any
 import optax
 
 from dtp_jax import balancers
-from examples import _contest, _problems
+from examples import _problems
 from examples._problems import Problem
+from examples._tables import markdown
 
 from ._harness import (
     DEFAULTS,
@@ -106,4 +107,4 @@ def report(size: Size) -> str:
         "Three tasks in a network of half the width, half the steps, cosine decay; the "
         f"losses times {FACTORS}; the best of {len(RATES)} rates on validation digits:"
     )
-    return f"{text}\n\n{_contest.markdown(lines)}"
+    return f"{text}\n\n{markdown(lines)}"

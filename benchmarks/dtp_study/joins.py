@@ -8,9 +8,9 @@ import numpy as np
 import optax
 
 from dtp_jax import balancers, curricula
-from examples import _contest
 from examples._contest import Log
 from examples._problems import Problem
+from examples._tables import markdown
 
 from ._harness import (
     DEFAULTS,
@@ -145,7 +145,7 @@ def report(size: Size) -> str:
         "and the largest step from the first join on, root mean square, median of the "
         "seeds:"
     )
-    return f"{text}\n\n{_contest.markdown(lines)}\n\n{_elsewhere(size)}"
+    return f"{text}\n\n{markdown(lines)}\n\n{_elsewhere(size)}"
 
 
 def _in_proportion(options: dict[str, Any], size: Size) -> dict[str, Any]:

@@ -5,9 +5,10 @@ import functools
 import numpy as np
 
 from dtp_jax import metrics
-from examples import _contest, _digits, _problems
+from examples import _digits, _problems
 from examples._contest import Log, with_error
 from examples._problems import Problem
+from examples._tables import markdown
 
 from ._harness import (
     Row,
@@ -84,4 +85,4 @@ def report(size: Size) -> str:
         "Three tasks, constant rate, judged at the scale "
         f"{_digits.OVERLAP_SCALE:g}; weights of {', '.join(problem.names)} at the end:"
     )
-    return f"{text}\n\n{_contest.markdown(lines)}"
+    return f"{text}\n\n{markdown(lines)}"

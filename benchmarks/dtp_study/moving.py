@@ -8,9 +8,10 @@ import numpy as np
 import optax
 
 from dtp_jax import metrics
-from examples import _contest, _digits, _problems
+from examples import _digits, _problems
 from examples._contest import Log, with_error
 from examples._problems import Problem, cross_entropy
+from examples._tables import markdown
 
 from ._harness import (
     Row,
@@ -108,7 +109,7 @@ def _drift(size: Size) -> str:
         "change places every quarter of the steps; constant rate, means over all the "
         "time:"
     )
-    return f"{text}\n\n{_contest.markdown(lines)}"
+    return f"{text}\n\n{markdown(lines)}"
 
 
 def _over_time(log: Log) -> list[str]:
@@ -153,7 +154,7 @@ def _without_adam(size: Size) -> str:
         "SGD with momentum 0.9 on the three tasks, cosine decay, the best of "
         f"{len(RATES)} rates on validation digits:"
     )
-    return f"{text}\n\n{_contest.markdown(lines)}"
+    return f"{text}\n\n{markdown(lines)}"
 
 
 def report(size: Size) -> str:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dtp_jax import curricula, focal_weights, init_kpis, metrics, update_kpis
 from examples import _contest, _digits
 from examples._contest import with_error
+from examples._tables import markdown
 
 from ._harness import Size
 
@@ -206,4 +207,4 @@ def report(size: Size) -> str:
         f"of {num_steps} steps, cosine decay; gamma {GAMMA:g}, alpha {ALPHA:g}. Draws "
         "are those of one of the four tasks with the least and the most noise:"
     )
-    return f"{text}\n\n{_contest.markdown(lines)}"
+    return f"{text}\n\n{markdown(lines)}"

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from dtp_jax import losses
 from examples import _contest
 from examples._contest import with_error
+from examples._tables import markdown
 
 from ._harness import Size
 
@@ -122,7 +123,7 @@ def report(size: Size) -> str:
         f"{size.num_seeds} splits, the best of {len(RATES)} rates on validation images "
         "by balanced accuracy:"
     )
-    return f"{text}\n\n{_contest.markdown(lines)}"
+    return f"{text}\n\n{markdown(lines)}"
 
 
 def _program(steps: int) -> Callable[..., Any]:

@@ -30,11 +30,10 @@ def table(results: Results) -> str:
     """
     values = results.values()
     verdicts = {what: results.verdicts(values[what]) for what in ("average", "worst")}
-    share = f"time to {results.target:.0%}"
     head = ["method", "average", "worst task", "delta-m", "mean rank", "beats equal"]
-    head += ["average, difference", "worst, difference", "time", "memory", share]
-    rows = [head]
-    for row in _in_order(results):
+    head += ["average, difference", "worst, difference", "time", "memory"]
+    rows = [[*head, _target(results)]]
+    for row in results.in_order():
         interval = {what: results.interval(each[row]) for what, each in values.items()}
         cells = [
             row,
@@ -77,7 +76,7 @@ def task_table(results: Results) -> str:
         Markdown.
     """
     rows = [["method", *results.names, "chosen"]]
-    for row in _in_order(results):
+    for row in results.in_order():
         each = results.rows[row]
         interval = results.interval(each.last)
         rows.append([row, *_of_tasks(interval), _setting(each.setting)])
@@ -98,7 +97,7 @@ def time_table(results: Results) -> str:
     values = results.values(in_time=True)
     verdicts = results.verdicts(values["average"])
     rows = [["method", "tries", "average", "worst task", "average, difference"]]
-    for row in _in_order(results, in_time=True):
+    for row in results.in_order(in_time=True):
         difference = values["average"][row] - values["average"][EQUAL]
         compared = percent(results.interval(difference), "+")
         rows.append(
@@ -184,11 +183,6 @@ def report(results: Results) -> str:
         _filled(notes),
     ]
     return "\n\n".join(parts)
-
-
-def _in_order(results: Results, *, in_time: bool = False) -> list[str]:
-    found = results.by_rule(in_time=in_time)
-    return sorted(found, key=lambda row: -np.nan_to_num(found[row].mean(), nan=-9e9))
 
 
 def _of_tasks(interval: Interval) -> list[str]:

@@ -128,6 +128,19 @@ class Results:
         sign = -1.0 if self.rule == "rank" else 1.0
         return {row: sign * each for row, each in found.items()}
 
+    def in_order(self, *, in_time: bool = False) -> list[str]:
+        """The methods, the best by the rule first.
+
+        Args:
+            in_time: As for `values`.
+
+        Returns:
+            Their names.
+        """
+        found = self.by_rule(in_time=in_time)
+        means = {row: float(each.mean()) for row, each in found.items()}
+        return sorted(means, key=lambda row: -np.nan_to_num(means[row], nan=-9e9))
+
     def interval(self, values: np.ndarray) -> Interval:
         """Student's interval over the seeds, at the confidence of the comparison.
 
@@ -185,9 +198,8 @@ class Results:
         Returns:
             A name, and the names of methods that the t-tests do not tell from it.
         """
-        found = self.by_rule()
-        ahead = max(found, key=lambda row: np.nan_to_num(found[row].mean(), nan=-9e9))
-        verdicts = self.verdicts(found, ahead)
+        ahead = self.in_order()[0]
+        verdicts = self.verdicts(self.by_rule(), ahead)
         return ahead, [row for row, word in verdicts.items() if word == "noise"]
 
     def time_to_target(self, row: str) -> float:

@@ -31,8 +31,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
         ]
         return f"| {' | '.join(padded)} |"
 
-    rules = ["-" * width if not place else "-" * (width - 1) + ":"
-             for place, width in enumerate(widths)]  # fmt: skip
+    first, *others = widths
+    rules = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
     return "\n".join([line(rows[0]), line(rules), *map(line, rows[1:])])
 
 
