@@ -44,7 +44,7 @@ def _split(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {
         split: (
             images[np.concatenate(own)],
-            labels[np.concatenate(own)].astype(np.int32),
+            np.asarray(labels)[np.concatenate(own)].astype(np.int32),
         )
         for split, own in rows.items()
     }

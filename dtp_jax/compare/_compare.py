@@ -19,7 +19,16 @@ from ._comparison import Comparison
 from ._costs import PLAIN, measure_costs
 from ._default import default_methods
 from ._methods import Method, as_methods
-from ._plan import ALWAYS, EQUAL, FIXED, SINGLE, check_stored, chunk_size_of, versions
+from ._plan import (
+    ALWAYS,
+    EQUAL,
+    FIXED,
+    SINGLE,
+    check_stored,
+    chunk_size_of,
+    default_threads,
+    versions,
+)
 from ._problem import Problem
 from ._progress import progress_bar
 from ._settings import of_one, stacked
@@ -47,6 +56,7 @@ def compare(
     measurements: int = 20,
     chunk_size: int | None = None,
     max_bytes: int = 2**30,
+    threads: int | None = None,
     save_every: float = 60.0,
     progress: bool = True,
 ) -> Comparison:
@@ -88,7 +98,9 @@ def compare(
             divides that of the steps.
         chunk_size: How many networks train at a time; None to choose it by `max_bytes`.
             It changes roundings, so it is stored in `out`.
-        max_bytes: Of memory for a chunk, roughly.
+        max_bytes: Of memory for the chunks that train side by side, roughly.
+        threads: How many chunks do, in threads of their own, which changes no number;
+            None for one for each core, up to eight, on a CPU, and one elsewhere.
         save_every: Seconds from one save of networks under way to the next.
         progress: Whether to show a progress bar, with tqdm if it is installed.
 
@@ -131,6 +143,8 @@ def compare(
     for name, value in (("confidence", confidence), ("target", target)):
         check_number(name, value, low=0, high=1, open_low=True, open_high=True)
     check_number("weight_span", weight_span, low=1, open_low=True)
+    threads = default_threads() if threads is None else threads
+    check_whole("threads", threads, low=1)
     rates = _checked_rates(rates)
     single_rates = rates if single_rates is None else _checked_rates(single_rates)
 
@@ -182,7 +196,7 @@ def compare(
         plan["chunk_size"] = chunk_size
     else:
         largest = max(each["bytes"] for each in costs.values())
-        most = int(max_bytes / max(1.0, 2 * largest))
+        most = int(max_bytes / threads / max(1.0, 2 * largest))
         plan["chunk_size"] = chunk_size_of(counts, most)
     if stored != plan:
         store.write_note(PLAN, plan)
@@ -197,6 +211,7 @@ def compare(
             chunk_size=size,
             num_rounds=num_rounds,
             mapped=mapped,
+            threads=threads,
             save_every=save_every,
             progress=bar,
         )

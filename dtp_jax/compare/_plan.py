@@ -1,5 +1,6 @@
 """What is trained: rows, networks, how many at a time."""
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -52,6 +53,21 @@ def chunk_size_of(counts: Sequence[int], most: int) -> int:
         return sum((size + 2) * -(-count // size) for count in counts)
 
     return min(range(1, max(1, min(most, max(counts))) + 1), key=cost)
+
+
+def default_threads() -> int:
+    """How many chunks train side by side if nobody says.
+
+    Returns:
+        As many as there are cores for this process, up to eight, on a CPU, which a
+        program of small networks does not fill; one elsewhere.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    # Not every system tells on which cores a process may run.
+    of_process = getattr(os, "sched_getaffinity", None)
+    cores = len(of_process(0)) if of_process else os.cpu_count() or 1
+    return min(8, cores)
 
 
 def affordable(cost: float, count: int) -> list[int]:

@@ -1,7 +1,8 @@
 """Trains networks in chunks, in rounds that the methods take in turns."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ class Trainer:
         chunk_size: How many networks train at a time.
         num_rounds: In which they train.
         mapped: Whether they do so in one program.
+        threads: How many chunks train side by side.
         save_every: Seconds from one save of a network under way to the next.
         progress: Counts rounds of networks.
     """
@@ -41,6 +43,7 @@ class Trainer:
         chunk_size: int,
         num_rounds: int,
         mapped: bool,
+        threads: int,
         save_every: float,
         progress: Progress,
     ) -> None:
@@ -48,7 +51,10 @@ class Trainer:
         self.programs, self.data, self.store = programs, data, store
         self.chunk_size, self.num_rounds = chunk_size, num_rounds
         self.mapped, self.save_every, self.progress = mapped, save_every, progress
+        # A problem that cannot be mapped may call what wants to be alone.
+        self.threads = threads if mapped else 1
         self.functions: dict[int, Any] = {}
+        self.compiled: dict[int, Any] = {}
 
     def functions_of(self, row: str) -> Any:
         """`init` and `round` of a row, the same for rows that share a program."""
@@ -57,6 +63,31 @@ class Trainer:
             make = many_at_once if self.mapped else one_by_one
             self.functions[id(program)] = make(program)
         return self.functions[id(program)]
+
+    def round_of(self, row: str) -> Any:
+        """`round` of a row, compiled where there is a program of many networks."""
+        found = self.compiled.get(id(self.programs[row]))
+        return self.functions_of(row)[1] if found is None else found
+
+    def side_by_side(
+        self, function: Callable[[Any], Any], items: Iterable[Any]
+    ) -> Iterator[Any]:
+        """Results for all items, in order, from as many threads as there may be.
+
+        What is cut short, by an error or by Ctrl-C, starts no further items.
+        """
+        if self.threads == 1:
+            yield from map(function, items)
+            return
+        # Arguments of the programs would lose their halves in other threads.
+        in_64_bits = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+        def as_here(item: Any) -> Any:
+            with jax.enable_x64(in_64_bits):
+                return function(item)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            yield from pool.map(as_here, items)
 
     def train(self, phase: str, work: Mapping[str, Work]) -> dict[str, Log]:
         """Trains networks of several rows.
@@ -70,8 +101,11 @@ class Trainer:
         """
         chunks = {row: self._chunks(phase, row, each) for row, each in work.items()}
         most = max(map(len, chunks.values()), default=0)
-        for lap in range(most):
-            self._lap([each[lap] for each in chunks.values() if lap < len(each)])
+        # So many of each row that no thread is idle where rows are few.
+        of_lap = -(-self.threads // max(1, len(chunks)))
+        for lap in range(0, most, of_lap):
+            laps = (each[lap : lap + of_lap] for each in chunks.values())
+            self._lap([chunk for each in laps for chunk in each])
         found = {}
         for row, each in chunks.items():
             logs = [chunk.read() for chunk in each]
@@ -105,12 +139,30 @@ class Trainer:
         self.progress.update(self.num_rounds * (len(chunks) - len(open_ones)))
         for chunk in open_ones:
             chunk.start()
+        self._compile(open_ones)
         for number in range(self.num_rounds):
             first = number % max(1, len(open_ones))
-            for chunk in open_ones[first:] + open_ones[:first]:
-                if chunk.number == number:
-                    chunk.advance()
+            in_turn = open_ones[first:] + open_ones[:first]
+            due = [chunk for chunk in in_turn if chunk.number == number]
+            self.progress.update(len(open_ones) - len(due))
+            for _ in self.side_by_side(_Chunk.advance, due):
                 self.progress.update(1)
+
+    def _compile(self, chunks: list["_Chunk"]) -> None:
+        """Compiles the programs that are not yet.
+
+        They are traced here: settings of JAX, such as its context managers, hold in the
+        thread in which they were made.
+        """
+        if not self.mapped:
+            return
+        lowered = {}
+        for chunk in chunks:
+            program = id(self.programs[chunk.row])
+            if program not in self.compiled and program not in lowered:
+                lowered[program] = self.functions_of(chunk.row)[1].lower(*chunk.args())
+        found = self.side_by_side(lambda each: each.compile(), lowered.values())
+        self.compiled |= dict(zip(lowered, found, strict=True))
 
 
 class _Chunk:
@@ -140,7 +192,7 @@ class _Chunk:
     def seconds(self) -> float:
         arrays = self.trainer.store.read(self.name)
         times = arrays["seconds"] if arrays is not None else np.zeros(0)
-        # The first round compiles.
+        # Without the first round, which may have to compile.
         return float(np.median(times[1:])) if len(times) > 1 else float("nan")
 
     def start(self) -> None:
@@ -148,22 +200,27 @@ class _Chunk:
         init, _ = self.trainer.functions_of(self.row)
         arrays = self.trainer.store.read(f"{self.name}.part")
         self.saved = time.monotonic()
-        self.carry = init(self.settings, self.seeds)
+        # On the host, as between rounds: one program then does for all of them.
+        self.carry = jax.device_get(init(self.settings, self.seeds))
         if arrays is None:
             return
         self.carry = unflat(arrays, self.carry)
         self.logs = Log(*(arrays[field] for field in Log._fields))
         self.number = self.logs.test.shape[1]
 
+    def args(self) -> tuple[Any, ...]:
+        """What a round of it is called with."""
+        trainer = self.trainer
+        start = np.int32(self.number * trainer.programs[self.row].steps)
+        return self.carry, self.settings, self.seeds, start, trainer.data
+
     def advance(self) -> None:
         """A round, and what has to be stored after it."""
         trainer = self.trainer
-        _, round_ = trainer.functions_of(self.row)
-        steps = trainer.programs[self.row].steps
-        start = np.int32(self.number * steps)
+        round_ = trainer.round_of(self.row)
         begun = time.perf_counter()
-        carry, log = round_(self.carry, self.settings, self.seeds, start, trainer.data)
-        # Waiting chunks are kept on the host: the device holds one of them.
+        carry, log = round_(*self.args())
+        # Waiting chunks are kept on the host: the device holds one for each thread.
         self.carry, log = jax.device_get((carry, log))
         self.times.append(time.perf_counter() - begun)
         self.number += 1

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dtp_jax.compare._methods import as_methods
 from dtp_jax.compare._plan import check_stored
 from dtp_jax.compare._settings import of_one
 from dtp_jax.compare._store import Store
+from dtp_jax.compare._train import _Chunk
 from tests.compare import tiny
 from tests.compare.test_compare import same_numbers
 
@@ -159,3 +161,30 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert kept is not None
     np.testing.assert_array_equal(kept["x"], np.ones(2))
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_threads_change_no_number(undisturbed: Comparison) -> None:
+    for threads in (1, 3):
+        same_numbers(undisturbed, tiny.run(threads=threads))
+
+
+def test_threads_train_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds meet, which one after the other would wait for ever."""
+    meeting = threading.Barrier(2, timeout=60)
+    advance = _Chunk.advance
+    met = []
+
+    def advance_together(chunk: _Chunk) -> None:
+        if not met and threading.current_thread() is not threading.main_thread():
+            meeting.wait()
+            met.append(chunk.row)
+        advance(chunk)
+
+    monkeypatch.setattr(_Chunk, "advance", advance_together)
+    tiny.run(threads=2)
+    assert met
+
+
+def test_settings_of_the_calling_thread_hold_in_all() -> None:
+    with jax.enable_x64(True):
+        same_numbers(tiny.run(threads=1), tiny.run(threads=2))
