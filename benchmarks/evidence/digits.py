@@ -91,7 +91,7 @@ def lower_half(size: Size) -> Problem:
         squares = jnp.mean(errors**2, axis=0)
         return squares, jnp.clip(1 - squares / variances, 0, 1)
 
-    steps = size.steps(2000)
+    steps = size.steps(1000)
     return Problem(
         tasks=32,
         init=lambda key: _net.init(key, (32, 64, 64), 32, 1),
@@ -134,7 +134,7 @@ def nine_of_mnist(size: Size) -> Problem:
         return found, accuracies
 
     pixels = int(np.prod(splits["train"]["images"].shape[1:]))
-    steps = size.steps(2000)
+    steps = size.steps(1000)
     return Problem(
         tasks=NINE,
         init=lambda key: _net.init(key, (pixels, 64, 64), NINE, 10),

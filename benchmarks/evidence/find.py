@@ -13,6 +13,9 @@ from examples import _digits, find_digit
 
 from ._size import Size, adam, in_trunk
 
+# Inputs, outputs and stride of each layer: half of the channels of the example.
+SHAPES = ((1, 8, 2), (8, 16, 2), (16, 32, 1), (32, 32, 1))
+
 
 def find_and_read(size: Size) -> Problem:
     """The detector of the example, with a loss that knows how sure it is.
@@ -54,13 +57,13 @@ def _losses_and_kpis(params: Any, scenes: Any) -> tuple[Any, Any]:
 
 def _init(key: jax.Array) -> Any:
     *keys, logits, offsets, variances = jax.random.split(
-        key, len(find_digit.SHAPES) + 3
+        key, len(SHAPES) + 3
     )
-    width = find_digit.SHAPES[-1][1]
+    width = SHAPES[-1][1]
     return {
         "trunk": [
             _dense(key, 9 * inputs, outputs, 2.0)
-            for key, (inputs, outputs, _) in zip(keys, find_digit.SHAPES, strict=True)
+            for key, (inputs, outputs, _) in zip(keys, SHAPES, strict=True)
         ],
         "logits": _dense(logits, width, find_digit.BACKGROUND + 1, 1.0),
         "offsets": _dense(offsets, width, 4, 1.0),
@@ -76,7 +79,7 @@ def _dense(key: jax.Array, inputs: int, outputs: int, gain: float) -> Any:
 
 def _network(params: Any, images: Any) -> find_digit.Proposals:
     features = jnp.asarray(images)[..., None]
-    for layer, (_, _, stride) in zip(params["trunk"], find_digit.SHAPES, strict=True):
+    for layer, (_, _, stride) in zip(params["trunk"], SHAPES, strict=True):
         features = jax.nn.relu(patches(features, stride) @ layer["w"] + layer["b"])
     features = features.reshape(features.shape[0], -1, features.shape[-1])
     heads = ("logits", "offsets", "log_variances")
