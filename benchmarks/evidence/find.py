@@ -56,23 +56,22 @@ def _losses_and_kpis(params: Any, scenes: Any) -> tuple[Any, Any]:
 
 
 def _init(key: jax.Array) -> Any:
-    *keys, logits, offsets, variances = jax.random.split(
-        key, len(SHAPES) + 3
-    )
+    *keys, logits, offsets, variances = jax.random.split(key, len(SHAPES) + 3)
     width = SHAPES[-1][1]
     return {
         "trunk": [
-            _dense(key, 9 * inputs, outputs, 2.0)
+            dense(key, 9 * inputs, outputs, 2.0)
             for key, (inputs, outputs, _) in zip(keys, SHAPES, strict=True)
         ],
-        "logits": _dense(logits, width, find_digit.BACKGROUND + 1, 1.0),
-        "offsets": _dense(offsets, width, 4, 1.0),
+        "logits": dense(logits, width, find_digit.BACKGROUND + 1, 1.0),
+        "offsets": dense(offsets, width, 4, 1.0),
         # As `boxes.log_variance_init`, so that training starts close to the plain loss.
-        "log_variances": _dense(variances, width, 4, 1e-8 * width),
+        "log_variances": dense(variances, width, 4, 1e-8 * width),
     }
 
 
-def _dense(key: jax.Array, inputs: int, outputs: int, gain: float) -> Any:
+def dense(key: jax.Array, inputs: int, outputs: int, gain: float) -> Any:
+    """A layer whose weights have a variance of ``gain / inputs``."""
     kernel = jax.random.normal(key, (inputs, outputs)) * (gain / inputs) ** 0.5
     return {"w": kernel, "b": jnp.zeros(outputs)}
 
