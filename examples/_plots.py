@@ -1,25 +1,21 @@
-"""How the examples show results: a table, and plots that everyone can read.
+"""How the examples show results: tables, and figures drawn with `dtp_jax.plot`.
 
-Colours are those of Okabe and Ito; line styles and markers repeat what they say.
+Pictures of their own, of images and boxes, look like those figures.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from dtp_jax import plot
 from examples._tables import markdown
 
-GREY, BLACK, BLUE, RED, GREEN = "#7f7f7f", "#000000", "#0072b2", "#d55e00", "#009e73"
+BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK = plot.COLORS
+GREY = "#7f7f7f"
 DASHED, DOTTED = (0, (4, 1.5)), (0, (1, 1.2))
-TASK_LOOKS: Any = [
-    {"color": BLUE, "linestyle": "-"},
-    {"color": RED, "linestyle": DASHED},
-    {"color": GREEN, "linestyle": DOTTED},
-]
 # Two baselines, then three methods in two variants each.
 METHOD_LOOKS: Any = [
     {"color": GREY, "linestyle": "-", "marker": "s"},
@@ -30,18 +26,6 @@ for color in (BLUE, RED, GREEN):
         {"color": color, "linestyle": DOTTED, "marker": "^"},
         {"color": color, "linestyle": "-", "marker": "o"},
     ]
-STYLE: Any = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 10.5,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 100,
-    "font.size": 10,
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
 
 Series = Mapping[str, Mapping[str, np.ndarray]]  # method -> task -> [S, N]
 Results = Mapping[str, np.ndarray]  # method -> [S, columns]
@@ -67,7 +51,7 @@ def table(
 
 def samples(path: Path, images: np.ndarray, titles: Sequence[str], label: str) -> None:
     """Draws images in rows of six, each with its labels above."""
-    with mpl.rc_context(STYLE):
+    with plot.style():
         num_rows = -(-len(images) // 6)
         figure = Figure(figsize=(9, 1.4 * num_rows + 0.45))
         figure.suptitle(label, fontsize=10.5)
@@ -90,7 +74,7 @@ def detections(
     label: str,
 ) -> None:
     """Draws predicted boxes, two deviations either way of each side, true boxes."""
-    with mpl.rc_context(STYLE):
+    with plot.style():
         num_rows = -(-len(images) // 6)
         figure = Figure(figsize=(9, 1.65 * num_rows + 0.45))
         figure.suptitle(label, fontsize=10.5)
@@ -120,36 +104,14 @@ def weights(
     series: Series,
     tasks: Sequence[str],
     window: int,
-    num_rows: int = 2,
     every: int = 1,
 ) -> None:
-    """Draws task weights over steps: a panel for each method, column by column.
+    """Draws smoothed task weights over steps, a panel for each method.
 
-    Lines are means over the seeds, bands reach from the lowest seed to the highest.
     From one number to the next it is `every` steps.
     """
-    with mpl.rc_context(STYLE):
-        num_columns = -(-len(series) // num_rows)
-        figure = Figure(figsize=(9.5, 2.4 * num_rows + 0.6))
-        axes: Any = figure.subplots(
-            num_rows, num_columns, sharex=True, sharey="row", squeeze=False
-        )
-        for axis, (method, values) in zip(axes.T.flat, series.items(), strict=False):
-            for task, look in zip(tasks, TASK_LOOKS, strict=False):
-                # Zero means "not active": there is nothing to draw.
-                active = np.where(values[task] > 0, values[task], np.nan)
-                numbers, smooth = _smooth(active, window)
-                steps = every * numbers
-                axis.plot(steps, smooth.mean(0), label=task, **look)
-                band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
-                axis.fill_between(steps, smooth.min(0), smooth.max(0), **band)
-            axis.set(title=method, yscale="log")
-        for axis in axes[:, 0]:
-            axis.set_ylabel("task weight")
-        for axis in axes[-1]:
-            axis.set_xlabel("step")
-        _legend_below(figure, axes[0, 0], len(tasks))
-        _save(figure, path)
+    shown, every = _smooth(series, tasks, window, every, gaps=True)
+    plot.weights(shown, tasks, every=every, log=True).savefig(path)
 
 
 def curves(
@@ -160,48 +122,25 @@ def curves(
     label: str,
     every: int = 1,
 ) -> None:
-    """Draws means over the seeds: a panel for each task, a line for each method.
+    """Draws smoothed KPIs: a panel for each task, a line for each method.
 
     From one number to the next it is `every` steps.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 4))
-        axes = figure.subplots(1, len(tasks), squeeze=False)[0]
-        for axis, task in zip(axes, tasks, strict=True):
-            for (method, values), look in zip(
-                series.items(), METHOD_LOOKS, strict=False
-            ):
-                numbers, smooth = _smooth(values[task], window)
-                steps = every * numbers
-                line = {key: look[key] for key in ("color", "linestyle")}
-                axis.plot(steps, smooth.mean(0), label=method, **line)
-            axis.set(title=task, xlabel="step")
-        axes[0].set_ylabel(label)
-        _legend_below(figure, axes[0], 4)
-        _save(figure, path)
+    shown, every = _smooth(series, tasks, window, every)
+    plot.curves(shown, tasks, every=every, label=label).savefig(path)
 
 
 def comparison(
     path: Path, results: Results, columns: Sequence[str], label: str
 ) -> None:
     """Draws means with standard errors: a panel per column, a row per method."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 0.34 * len(results) + 1))
-        axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-        rows = np.arange(len(results))
-        for row, result, look in zip(
-            rows, results.values(), METHOD_LOOKS, strict=False
-        ):
-            for axis, mean, error in zip(axes, *mean_and_error(result), strict=True):
-                point = {key: look[key] for key in ("color", "marker")}
-                axis.errorbar(mean, row, xerr=error, capsize=3, **point)
-        for axis, column in zip(axes, columns, strict=True):
-            axis.set(title=column, ylim=(len(results) - 0.4, -0.6))
-            axis.margins(x=0.15)
-            axis.tick_params(axis="y", length=0)
-        axes[0].set_yticks(rows, list(results))
-        figure.supxlabel(label, fontsize=10)
-        _save(figure, path)
+    rows = {}
+    for method, result in results.items():
+        parts = zip(columns, *mean_and_error(result), strict=True)
+        rows[method] = {
+            column: (mean, mean - error, mean + error) for column, mean, error in parts
+        }
+    plot.intervals(rows, label=label).savefig(path)
 
 
 def by_ink(
@@ -215,7 +154,7 @@ def by_ink(
 
     Points are means over the seeds, bars standard errors.
     """
-    with mpl.rc_context(STYLE):
+    with plot.style():
         figure = Figure(figsize=(9, 5.2))
         parts: Any = figure.subfigures(2, 1, height_ratios=(1, 3.4))
         above, below = parts
@@ -238,55 +177,37 @@ def by_ink(
         _save(figure, path)
 
 
-def tradeoff(
-    path: Path,
-    results: Results,
-    reference: np.ndarray,
-    labels: Sequence[str],
-    title: str,
-) -> None:
-    """Draws two columns against each other: points for methods, lines for `reference`.
-
-    Bars and bands are standard errors.
-    """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 4.5))
-        axis = figure.subplots()
-        (x, y), (x_error, y_error) = mean_and_error(reference)
-        line = {"color": GREEN, "linestyle": DASHED, "linewidth": 1.2}
-        band = {"color": GREEN, "alpha": 0.15, "linewidth": 0}
-        axis.axvline(x, label=labels[2], **line)
-        axis.axhline(y, **line)
-        axis.axvspan(x - x_error, x + x_error, **band)
-        axis.axhspan(y - y_error, y + y_error, **band)
-        for (method, result), look in zip(results.items(), METHOD_LOOKS, strict=False):
-            (x, y), (x_error, y_error) = mean_and_error(result)
-            point = {"color": look["color"], "marker": look["marker"], "capsize": 3}
-            axis.errorbar(
-                x, y, xerr=x_error, yerr=y_error, linestyle="", label=method, **point
-            )
-        axis.set(xlabel=labels[0], ylabel=labels[1], title=title)
-        axis.margins(0.1)
-        figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
-        _save(figure, path)
-
-
 def _outline(box: np.ndarray) -> tuple[list[float], list[float]]:
     x1, y1, x2, y2 = box.tolist()
     return [x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1]
 
 
-def _smooth(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means over the last `window` steps, at a few hundred steps."""
-    kernel = np.ones(window) / window
-    smooth = np.stack([np.convolve(row, kernel, mode="valid") for row in values])
-    thin = slice(None, None, max(1, smooth.shape[1] // 300))
-    return np.arange(window, values.shape[1] + 1)[thin], smooth[:, thin]
+def _smooth(
+    series: Series, tasks: Sequence[str], window: int, every: int, gaps: bool = False
+) -> tuple[dict[str, np.ndarray], int]:
+    """Means over the last `window` numbers, at a few hundred steps, ``[S, E, T]``.
 
+    Where there are gaps a zero is one, such as the weight of a task that is not active.
+    """
+    shown = {}
+    for method, values in series.items():
+        whole = np.stack([values[task] for task in tasks], axis=-1).astype(float)
+        shown[method] = np.where(whole > 0, whole, np.nan) if gaps else whole
+    length = next(iter(shown.values())).shape[1]
+    thin = max(1, length // 300)
 
-def _legend_below(figure: Figure, axis: Any, num_columns: int) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=num_columns)
+    def trailing(row: np.ndarray) -> np.ndarray:
+        known = np.isfinite(row)
+        kernel = np.ones(window)
+        sums = np.convolve(np.where(known, row, 0), kernel)[:length]
+        counts = np.convolve(known, kernel)[:length]
+        return np.where(counts > 0.5, sums / np.maximum(counts, 1), np.nan)
+
+    smooth = {
+        method: np.apply_along_axis(trailing, 1, each)[:, thin - 1 :: thin]
+        for method, each in shown.items()
+    }
+    return smooth, every * thin
 
 
 def _save(figure: Figure, path: Path) -> None:

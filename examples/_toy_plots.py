@@ -11,10 +11,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from dtp_jax import plot
 from examples import _toy_results, _toys
-from examples._plots import BLACK, BLUE, DASHED, GREEN, GREY, RED, STYLE
+from examples._plots import BLACK, BLUE, DASHED, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 
-ORANGE, SKY, PURPLE = "#e69f00", "#56b4e9", "#cc79a7"
 START_COLORS = (BLUE, RED, GREEN)  # on the two valleys
 # Equal weights last: where they do as another method does, both can be seen.
 LOOKS: Any = {
@@ -40,7 +40,7 @@ def draw(path: Path, runs: _toy_results.Runs, grad_norm_steps: int) -> None:
         runs: What to draw.
         grad_norm_steps: The number of steps on GradNorm's toy.
     """
-    with mpl.rc_context(STYLE | {"font.size": 9, "axes.titlesize": 9.5}):
+    with plot.style(), mpl.rc_context({"font.size": 9, "axes.titlesize": 9.5}):
         figure = Figure(figsize=(12.5, 9.4))
         parts: Any = figure.subfigures(2, 1, height_ratios=(1.85, 1))
         above, below = parts

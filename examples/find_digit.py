@@ -341,7 +341,7 @@ def plot(out: Path, scenes: _digits.Scenes, runs: dict[str, Run]) -> None:
     kpis = {name: run.kpis for name, run in runs.items()}
     weights = {name: run.weights for name, run in runs.items() if "DTP" in name}
     window = max(1, kpis[SHOWN]["box"].shape[1] // 40)
-    _plots.weights(out / "weights.png", weights, TASKS, window, num_rows=1)
+    _plots.weights(out / "weights.png", weights, TASKS, window)
     _plots.curves(
         out / "kpis.png", kpis, TASKS, window, "KPI on training batches, smoothed"
     )

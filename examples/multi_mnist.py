@@ -43,6 +43,7 @@ from dtp_jax import (
     dynamic_task_prioritization,
     feature_task_gradients,
     metrics,
+    plot,
     task_gradients,
 )
 from examples import _digits, _plots
@@ -320,9 +321,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.md").write_text(report, encoding="utf-8")
     labels = [f"accuracy of the {task} digit in percent" for task in TASKS]
-    labels.append("single tasks")
-    path, title = args.out / "accuracies.png", "test digits, means and standard errors"
-    _plots.tradeoff(path, results, single, labels, title)
+    labels.append("time of a step, equal weights 1")
+    points = {
+        name: (*each.mean(axis=0), float(columns["step time"][name]))
+        for name, each in ({"single tasks": single} | results).items()
+    }
+    plot.tradeoff(points, labels=labels).savefig(args.out / "accuracies.png")
     print(f"Tables and plot are in {args.out}.")
 
 

@@ -46,6 +46,7 @@ from dtp_jax import (
     curricula,
     diagnostics,
     dynamic_task_prioritization,
+    plot,
     task_gradients,
 )
 from examples import _plots
@@ -483,7 +484,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plot_fields(args.out / "solutions.png", results)
     shown = {name: side_weights(runs[name]) for name in SHOWN if name in runs}
     window = max(1, args.steps // 100)
-    _plots.weights(args.out / "weights.png", shown, TASKS, window, num_rows=1)
+    _plots.weights(args.out / "weights.png", shown, TASKS, window)
     print(f"Tables and plots are in {args.out}.")
 
 
@@ -491,7 +492,7 @@ def plot_errors(
     path: Path, methods: dict[str, Method], results: dict[str, Result]
 ) -> None:
     """Draws the error of each seed and their mean, a row for each method."""
-    with mpl.rc_context(_plots.STYLE):
+    with plot.style():
         figure = Figure(figsize=(8, 0.27 * len(results) + 1.2))
         axis = figure.subplots()
         for reads, color in READS.items():
@@ -534,7 +535,7 @@ def plot_fields(path: Path, results: dict[str, Result]) -> None:
         images.append((f"{name}: {errors[number]:.1f} %", truth + difference, 1.1))
         reach = float(np.abs(difference).max())
         images.append(("minus the solution", difference, reach))
-    with mpl.rc_context(_plots.STYLE | {"axes.grid": False}):
+    with plot.style(), mpl.rc_context({"axes.grid": False}):
         figure = Figure(figsize=(10, 2.7))
         axes = figure.subplots(1, len(images), sharey=True)
         look: Any = {"origin": "lower", "extent": (-1, 1, -1, 1)}

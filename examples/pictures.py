@@ -15,8 +15,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
-from dtp_jax import focal_weights
-from examples._plots import STYLE
+from dtp_jax import focal_weights, plot
 
 BENCHMARKS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
@@ -135,7 +134,7 @@ def main(out: Path) -> None:
         out: The folder.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with plt.rc_context(STYLE):
+    with plot.style():
         draw_focal_weights(out / "focal_weights.png")
         draw_costs(out / "costs.png")
         draw_chain(out / "chain.png")

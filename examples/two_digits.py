@@ -266,7 +266,7 @@ def plot(
         for method, result in of.items()
         if method.startswith(DTP)
     }
-    _plots.weights(out / "weights.png", series, names, 1, num_rows=1, every=every)
+    _plots.weights(out / "weights.png", series, names, 1, every=every)
     columns = {
         method: np.c_[at_the_end(result.kpis), result.average, result.worst]
         for method, result in of.items()
