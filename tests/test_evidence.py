@@ -12,7 +12,7 @@ from benchmarks import seeds_and_rates
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import digits, find, multi_mnist, physics, poles, valleys
 from benchmarks.evidence._catalogue import FEW, catalogue
-from benchmarks.evidence._page import findings, overview, page
+from benchmarks.evidence._page import PICTURE, findings, overview, page
 from benchmarks.evidence._problems import PROBLEMS
 from benchmarks.evidence._size import FULL, SHORT, Size
 from dtp_jax.compare import compare
@@ -34,6 +34,8 @@ def test_the_page_is_made_of_results(
     for part in ("## Over the problems", "## Two valleys", "| DTP ", "seeds"):
         assert part in text
     assert str(tmp_path) in capsys.readouterr().out
+    assert (tmp_path / PICTURE).exists()
+    assert f"]({PICTURE})" in text
     # Nothing on the page says whose machine it was.
     assert str(tmp_path) not in text
 

@@ -16,7 +16,7 @@ import jax
 from dtp_jax.compare import Comparison, compare
 
 from ._catalogue import FEW, catalogue
-from ._page import page
+from ._page import PICTURE, page, picture
 from ._problems import PROBLEMS, WITHOUT_HEADS
 from ._size import FULL, SHORT, Size
 
@@ -88,11 +88,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         results[name] = run(name, size, few, out)
         print(f"{results[name].table()}\n", flush=True)
         print(f"{name} took {time.perf_counter() - start:.0f} s.\n", flush=True)
-    text = page(results, size)
-    (args.out / form / "evidence.md").write_text(text, encoding="utf-8")
-    if args.page:
-        args.page.write_text(text, encoding="utf-8")
-    print(f"The page is in {args.page or args.out / form / 'evidence.md'}.")
+    where = args.page or args.out / form / "evidence.md"
+    where.write_text(page(results, size), encoding="utf-8")
+    drawn = picture(results)
+    if drawn is not None:
+        (where.parent / PICTURE).parent.mkdir(exist_ok=True)
+        drawn.savefig(where.parent / PICTURE)
+    print(f"The page is in {where}.")
 
 
 if __name__ == "__main__":

@@ -6,17 +6,21 @@ import platform
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 import dtp_jax
+from dtp_jax import plot
 from dtp_jax.compare import Comparison
 from dtp_jax.compare._tables import markdown
 
 from ._problems import PROBLEMS
 from ._size import FULL, Size
 
+# Beside the page.
+PICTURE = "evidence/weights.png"
 EQUAL, FIXED = "equal weights", "fixed weights"
 # What the summary has to say something about.
 FAMILIES = {
@@ -60,6 +64,15 @@ def page(results: Mapping[str, Comparison], size: Size) -> str:
         *([] if size == FULL else [warning]),
         *_over_all(compared),
         *(
+            [
+                "## What the methods do",
+                _filled(_of_the_picture(next(iter(compared)))),
+                f"![Weights of every method]({PICTURE})",
+            ]
+            if compared
+            else []
+        ),
+        *(
             part
             for name, result in results.items()
             for part in (
@@ -76,6 +89,41 @@ def page(results: Mapping[str, Comparison], size: Size) -> str:
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def picture(results: Mapping[str, Comparison]) -> Any:
+    """The weights of every method that has some, on the first problem.
+
+    Args:
+        results: By problem.
+
+    Returns:
+        A figure, or None if there is no such problem.
+    """
+    for name, result in results.items():
+        if PROBLEMS[name].published:
+            continue
+        shown = {}
+        for method, row in result.rows.items():
+            weights = np.asarray(row.weights, float)
+            if np.isfinite(weights).all():
+                sums = np.abs(weights).sum(axis=-1, keepdims=True)
+                shown[method] = weights / np.where(sums > 0, sums, 1)
+        every = result.num_steps // next(iter(shown.values())).shape[1]
+        figure = plot.weights(shown, result.names, every=every, columns=5)
+        for axis in figure.axes:
+            axis.set_ylim(0, 1)
+        return figure
+    return None
+
+
+def _of_the_picture(name: str) -> str:
+    return f"""
+        The share of each task in the sum of the weights, on {name}, each method at the
+        rate that was chosen for it: means over steps and seeds, with bands from the
+        lowest seed to the highest. Combiners have no weights. Methods that look alike
+        here differ in the length of the step, which the learning rate makes up for.
+    """
 
 
 def _over_all(results: Mapping[str, Comparison]) -> list[str]:
