@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import dtp_jax
 
@@ -266,3 +267,21 @@ def test_newest_releases_are_those_of_all_that_users_install() -> None:
     project = PROJECT["project"]
     lines = [*project["dependencies"], *project["optional-dependencies"]["flax"]]
     assert {Requirement(line).name for line in lines} <= set(upgraded.split())
+
+
+def test_the_oldest_versions_that_are_tried_are_the_lower_ends() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.split("test-versions:")[1].split("oldest/bin/python -m pytest")[0]
+    tried = {name: Version(pin) for name, pin in re.findall(r"(\S+)==(\S+)", recipe)}
+    project = PROJECT["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["flax"]]
+    lines += requirements("test")
+    # What builds the package and reads its files computes nothing.
+    names = {"hatchling", "hatch-fancy-pypi-readme", "pyyaml"}
+    lowest = {
+        each.name: Version(part.version)
+        for each in map(Requirement, lines)
+        for part in each.specifier
+        if part.operator == ">=" and each.name not in names
+    }
+    assert tried == lowest
