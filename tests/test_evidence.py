@@ -57,6 +57,8 @@ def test_the_overview_counts_what_differs() -> None:
     assert found["fixed weights"][0] == "2"
     assert found["fixed weights"][5] == "50"
     assert found["fixed weights"][6] == "0, 0"
+    # There is one rate only.
+    assert found["DTP"][8] == "1.0"
     text = findings(both)
     better = result.verdicts(result.values()["average"], "fixed weights")["DTP"]
     suffices = "two digits; two valleys" if better != "better" else "no problem"

@@ -177,6 +177,7 @@ def overview(results: Mapping[str, Comparison]) -> str:
         }
         beats = np.mean([each.beats_equal(method).mean for each in of])
         time = np.mean([each.costs[method]["time"] for each in of])
+        rate = np.exp(np.mean([_log_rate(each, method) for each in of]))
         verdicts = [_verdict(each, "average", method) for each in of]
         worst = [_verdict(each, "worst", method) for each in of]
         rows[cells["rank"], method] = [
@@ -189,11 +190,12 @@ def overview(results: Mapping[str, Comparison]) -> str:
             f"{100 * beats:.0f}",
             _counts(verdicts),
             _counts(worst),
+            f"{rate:.1f}",
             f"{time:.2f}",
         ]
     head = ["method", "problems", "mean rank", "delta-m", "average, difference"]
     head += ["worst, difference", "beats equal", "average: better, worse"]
-    head += ["worst: better, worse", "time"]
+    head += ["worst: better, worse", "rate", "time"]
     return markdown([head, *(rows[key] for key in sorted(rows))])
 
 
@@ -285,6 +287,12 @@ def _verdict(result: Comparison, what: str, method: str) -> str:
     return result.verdicts(result.values()[what]).get(method, "-")
 
 
+def _log_rate(result: Comparison, method: str) -> float:
+    """How much larger the chosen rate is than that of equal weights, as a logarithm."""
+    chosen, equal = (result.rows[row].setting["rate"] for row in (method, EQUAL))
+    return float(np.log(chosen / equal))
+
+
 def _counts(verdicts: Sequence[str]) -> str:
     return f"{verdicts.count('better')}, {verdicts.count('worse')}"
 
@@ -303,8 +311,9 @@ def _how_to_read(results: Mapping[str, Comparison]) -> str:
         improvement over networks of single tasks; differences are to equal weights, in
         points; "beats equal" is the share of the seeds in which the average is higher;
         "better, worse" counts the problems on which a method differs from equal weights
-        by more than noise, with Holm's correction within each problem; "time" of a step
-        is relative to plain training.
+        by more than noise, with Holm's correction within each problem; "rate" is the
+        learning rate that was chosen for it, relative to that of equal weights, as a
+        geometric mean; "time" of a step is relative to plain training.
     """
 
 

@@ -30,13 +30,14 @@ RULES: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 KEY = jax.random.key(0)
 # The others, and what in their programs asks the host and calls a library. The first
-# two find out whether the correlations are singular, and correct what eigenvalues give;
-# the next two go from task to task.
+# two find out whether the correlations are singular, and correct what eigenvalues give:
+# to compute both answers each time would cost more than to ask. The next two go from
+# task to task, as often as there are tasks, which nobody has to be asked.
 OTHERS: dict[str, tuple[Callable[[jax.Array], Any], int, int]] = {
     "config": (balancers.config_weights, 3, 2),
     "imtl_g": (balancers.imtl_g_weights, 3, 2),
-    "pcgrad": (functools.partial(balancers.pcgrad_weights, key=KEY), 1, 0),
-    "grad_vac": (functools.partial(balancers.grad_vac_weights, key=KEY), 1, 0),
+    "pcgrad": (functools.partial(balancers.pcgrad_weights, key=KEY), 0, 0),
+    "grad_vac": (functools.partial(balancers.grad_vac_weights, key=KEY), 0, 0),
     "aligned_mtl": (balancers.aligned_mtl_weights, 0, 1),
 }
 TRITON = "__gpu$xla.gpu.triton"
@@ -91,8 +92,8 @@ def exported(rule: Callable[[jax.Array], Any], num_tasks: int) -> str:
 
 
 def asks_the_host(text: str) -> int:
-    """How many loops there are, and branches that the platform does not choose."""
-    found = len(re.findall(r'stablehlo\.while"?\(', text))
+    """How many loops of unknown length there are, and branches not by the platform."""
+    found = len(re.findall(r'stablehlo\.while"?\(', text)) - counted_loops(text)
     for function in text.split("func.func")[1:]:
         known = set(re.findall(r"(%\w+) = stablehlo\.constant", function))
         for line in function.splitlines():
@@ -104,6 +105,23 @@ def asks_the_host(text: str) -> int:
                 known.add(branch[1])
             elif branch:
                 found += 1
+    return found
+
+
+def counted_loops(text: str) -> int:
+    """How many loops end when a counter that starts at a constant reaches another."""
+    found = 0
+    for function in text.split("func.func")[1:]:
+        known = set(re.findall(r"(%\w+) = stablehlo\.constant", function))
+        for loop in re.split(r'stablehlo\.while"?\(', function)[1:]:
+            condition = loop.split("cond {")[1].split("} do {")[0].strip().splitlines()
+            # Nothing but the comparison and its return.
+            compare = re.match(
+                r"(%\w+) = stablehlo\.compare +LT, (%\w+), (%\w+), ", condition[0]
+            )
+            if len(condition) == 2 and compare:
+                start = re.search(rf"{compare[2]} = (%\w+)", loop)
+                found += compare[3] in known and bool(start and start[1] in known)
     return found
 
 
