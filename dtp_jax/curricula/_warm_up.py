@@ -32,7 +32,9 @@ def warm_up(
     A KPI of an untrained network says nothing, so for the first `num_steps` steps in
     which a task is active (has a positive preference) its weight is its preference. The
     balancer's state learns meanwhile. Over the next `ramp_steps` steps the weight moves
-    in equal steps from the preference to the answer of the balancer.
+    in equal steps from the preference to the answer of the balancer. Where answers are
+    small numbers, as focal weights of good tasks, wrap ``optax.chain(balancers.focal(),
+    balancers.normalize_weights())``: of a mix with 1, small ones are the smaller part.
 
     Args:
         balancer: The balancer to wrap.
