@@ -25,6 +25,8 @@ def test_over_time_takes_lists_of_dicts_and_stacked_dicts() -> None:
     [
         ({}, "the same tasks"),
         ({"weight": []}, "is empty"),
+        ([{"a": 1.0}], "dict of quantities"),
+        ({"a": [1.0, 2.0]}, "a dict {task: scalar} for each time"),
         ({"weight": [{"a": 1.0}, {"b": 1.0}]}, "change on the way"),
         ({"weight": [{"a": 1.0}], "KPI": [{"b": 1.0}]}, "the same tasks"),
     ],

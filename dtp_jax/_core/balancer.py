@@ -190,6 +190,10 @@ def checked_balancer(
         if callable(balancer):
             called = getattr(balancer, "__name__", "balancer")
             hint = f" It is a function: call it, as in {called}()."
+        if isinstance(balancer, (int, float, str, list, tuple, dict)):
+            hint = (
+                " Where tasks or numbers are given as well, the balancer comes first."
+            )
         if hasattr(balancer, "gradient_transformation"):
             hint = " Its method gradient_transformation() returns one."
         raise TypeError(

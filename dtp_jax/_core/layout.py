@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from .checks import check_real, check_static
 from .probe import is_growing
@@ -167,9 +168,11 @@ class TaskLayout:
         for leaf, shape, path in zip(leaves, self.shapes, self._paths(), strict=True):
             check_real(f"{name}{path}", leaf)
             if leaf is not None and jnp.shape(leaf) != shape:
+                of_batch = name == "losses" and shape == ()
+                hint = ", such as its mean over the batch" if of_batch else ""
                 raise ValueError(
                     f"{name}{path} has shape {list(jnp.shape(leaf))}, expected "
-                    f"{list(shape)}: one number per task."
+                    f"{list(shape)}: one number per task{hint}."
                 )
         return leaves
 
@@ -194,6 +197,8 @@ class TaskLayout:
             wanted = shape or f"entries {', '.join(ours)}"
             got = f"entries {', '.join(theirs)}" if "" in ours else _describe(tree)
             detail = f"expected {wanted}, got {got}"
+            if name == "losses" and _is_array(tree) and np.shape(tree) == ():
+                detail += ", as if they were summed; leave that to the link"
         elif missing or unknown:
             parts = []
             if missing:
@@ -201,6 +206,8 @@ class TaskLayout:
             if unknown:
                 parts.append(f"entries of no task: {', '.join(unknown)}")
             detail = "; ".join(parts)
+            if isinstance(tree, (list, tuple)):
+                detail += f". It is a {type(tree).__name__}; name the tasks in a dict"
         else:
             detail = f"expected the structure {self.treedef}, got {treedef}"
         return (
@@ -233,6 +240,12 @@ def task_layout(tasks: Any) -> TaskLayout:
         if len(set(names)) < len(names):
             raise ValueError(f"tasks must be different names, got {names}.")
         tasks = dict.fromkeys(names, 0.0)
+    if isinstance(tasks, optax.GradientTransformation):
+        raise ValueError(
+            "tasks is an optax transformation. A balancer goes before the tasks, "
+            "balance(balancer, tasks), and into a ready-made link by its name, "
+            "dynamic_task_prioritization(tasks, balancer=balancer)."
+        )
     layout = layout_of(tasks)
     if layout.num_tasks == 0:
         raise ValueError(

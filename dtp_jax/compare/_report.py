@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ._plan import EQUAL, SINGLE
+from ._plan import ALWAYS, EQUAL, SINGLE
 from ._result import Results
 from ._settings import Setting
 from ._student import Interval
@@ -121,17 +121,29 @@ def summary(results: Results) -> str:
     Returns:
         Sentences, a line each.
     """
+    order = results.in_order()
     ahead, near = results.best()
     verdicts = results.verdicts(results.by_rule())
     what = RULES[results.rule]
     lines = [f"By {what}, {ahead} is ahead."]
     if near:
-        lines.append(f"Within noise of it: {_listed(near)}.")
+        named = [row for row in order if row in near]
+        lines.append(
+            f"Within noise of it, seed by seed, whatever their means: {_listed(named)}."
+        )
+    lines.append(_about_single_tasks(results))
     for word in ("better", "worse"):
-        named = [row for row, found in verdicts.items() if found == word]
+        named = [row for row in order if verdicts.get(row) == word]
         lines.append(
             f"{word.capitalize()} than equal weights by more than noise: "
             f"{_listed(named)}."
+        )
+    still = [row for row in order if row not in ALWAYS and _stood_still(results, row)]
+    if still:
+        lines.append(
+            f"The weights of {_listed(still)} stayed equal within 1 %: the run is too "
+            "short for its settings, such as warmup_steps and ramp_steps, or nothing "
+            "that it reads tells the tasks apart."
         )
     diverged = {row: each.num_diverged for row, each in results.rows.items()}
     lines += [
@@ -141,6 +153,32 @@ def summary(results: Results) -> str:
         if count
     ]
     return "\n".join(f"* {line}" for line in [*lines, *results.notes])
+
+
+def _about_single_tasks(results: Results) -> str:
+    """Whether one network for all tasks costs something."""
+    averages = results.values()["average"]
+    best = max(averages, key=lambda row: float(averages[row].mean()))
+    alone = results.alone.mean(axis=1)
+    difference = results.interval(alone - averages[best])
+    where = "within noise of it"
+    if difference.low > 0:
+        where = "ahead of it by more than noise"
+    elif difference.high < 0:
+        where = "behind it by more than noise"
+    return (
+        f"The best average of one network for all tasks is that of {best}; "
+        f"{len(results.names)} networks of single tasks are {where}: "
+        f"{percent(difference, '+')} points."
+    )
+
+
+def _stood_still(results: Results, row: str) -> bool:
+    weights = np.asarray(results.rows[row].weights, float)
+    sums = weights.sum(axis=-1, keepdims=True)
+    if not np.isfinite(weights).all() or (sums <= 0).any():
+        return False
+    return bool((np.abs(weights * len(results.names) / sums - 1) < 0.01).all())
 
 
 def report(results: Results) -> str:

@@ -1,5 +1,6 @@
 """What parameters, losses, features and gradients must be, said where they are not."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -70,13 +71,13 @@ def split_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
         where = jax.tree_util.keystr(path)
         if not isinstance(leaf, NUMBERS):
             raise ValueError(
-                f"losses_fn returned{where} a {type(leaf).__name__}; a loss must be a "
-                "real float. Return anything else next to the losses, has_aux=True."
+                f"losses{where} is a {type(leaf).__name__}; a loss must be a real "
+                "float. Return anything else next to the losses, has_aux=True."
             )
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"losses_fn returned{where} of dtype {jnp.result_type(leaf)}; a loss "
-                "must be a real float."
+                f"losses{where} has dtype {jnp.result_type(leaf)}; a loss must be a "
+                "real float."
             )
     return jax.tree.map(jnp.asarray, losses), aux
 
@@ -142,3 +143,24 @@ def _is_nnx_module(value: Any) -> bool:
         base.__name__ == "Module" and base.__module__.startswith("flax.nnx")
         for base in type(value).__mro__
     )
+
+
+def check_argnums(argnums: Any) -> None:
+    """Checks what says which arguments are the parameters.
+
+    Args:
+        argnums: An int, or a sequence of them.
+
+    Raises:
+        ValueError: If it is something else, such as the parameters themselves.
+    """
+    numbers = [argnums] if isinstance(argnums, int) else argnums
+    if not isinstance(numbers, Sequence) or not all(
+        isinstance(number, int) for number in numbers
+    ):
+        raise ValueError(
+            "argnums must be the place of the parameters among the arguments of "
+            f"losses_fn, an int or a tuple of ints, got {type(argnums).__name__}. The "
+            "arguments themselves go to the function that is returned: "
+            "task_gradients(losses_fn)(params, ...)."
+        )

@@ -5,7 +5,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args, overload
 
 import jax
 
-from ._inputs import check_params, split_aux
+from ._inputs import check_argnums, check_params, split_aux
 from ._linearized import GramianMode, Linearized
 from ._shards import AxisName, Shards
 from ._shared import Shared, shared_mask
@@ -130,6 +130,7 @@ def task_gradients(
             f"got {gramian!r}."
         )
 
+    check_argnums(argnums)
     shards = Shards.over(axis_name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:

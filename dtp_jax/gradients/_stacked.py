@@ -29,8 +29,10 @@ def check_stacked(stacked: Any, params: Any, num_tasks: int) -> None:
     parameters, ours = jax.tree.flatten(params)
     if theirs != ours:
         raise ValueError(
-            f"The gradients have the structure {theirs}, the parameters {ours}. Give a "
-            "TaskGradients, or a pytree like the parameters with leaves [T, *param]."
+            "The gradients are no pytree like the parameters: their structure is "
+            f"{theirs}, that of the parameters {ours}. Pass what "
+            "dtp_jax.task_gradients(losses_fn)(params, ...) returns, which is called "
+            "twice, or a pytree like the parameters with leaves [T, *param]."
         )
     for (path, gradient), param in zip(gradients, parameters, strict=True):
         expected = (num_tasks, *jnp.shape(param))

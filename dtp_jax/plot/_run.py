@@ -32,6 +32,11 @@ def over_time(logs: Mapping[str, Any], *, every: int = 1) -> Figure:
         >>> figure.axes[0].lines[1].get_ydata().tolist()
         [1.0, 1.5]
     """
+    if not isinstance(logs, Mapping):
+        raise ValueError(
+            f"logs must be a dict of quantities, got {type(logs).__name__}: "
+            'over_time({"weight": weights, "KPI": kpis}).'
+        )
     series = {name: _by_task(name, log) for name, log in logs.items()}
     kinds = {tuple(each) for each in series.values()}
     if len(kinds) != 1:
@@ -99,6 +104,11 @@ def _by_task(name: str, log: Any) -> dict[str, np.ndarray]:
     """What was logged of one quantity, ``{task: [E]}``."""
     if not isinstance(log, Mapping):
         rows = list(log)
+        if not all(isinstance(row, Mapping) for row in rows):
+            raise ValueError(
+                f"The log of {name} must hold a dict {{task: scalar}} for each time, "
+                "or be one dict {task: [E]}."
+            )
         if len({tuple(row) for row in rows}) > 1:
             raise ValueError(
                 f"The tasks of the log of {name} change on the way: give every time "

@@ -1,6 +1,7 @@
 """A comparison of few small networks: what is tuned, chosen, reported and written."""
 
 import csv
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import numpy as np
 import optax
 import pytest
 
-from dtp_jax import balance, balancers, combiners, task_gradients
+from dtp_jax import (
+    balance,
+    balancers,
+    combiners,
+    dynamic_task_prioritization,
+    task_gradients,
+)
 from dtp_jax.compare import Comparison, Method, compare, default_methods
 from dtp_jax.compare._methods import as_methods
 from dtp_jax.compare._plan import chunk_size_of
@@ -224,3 +231,23 @@ def test_chunks_hold_all_and_little_else() -> None:
     assert chunk_size_of([100], 8) <= 8
     assert chunk_size_of([3, 3, 3], 100) == 3
     assert chunk_size_of([5], 1) == 1
+
+
+def test_the_summary_says_what_a_short_run_hides(result: Comparison) -> None:
+    # Twelve steps are less than the warm-up.
+    text = result.summary()
+    assert "The weights of DTP stayed equal within 1 %" in text
+    methods = {"DTP": lambda tasks: dynamic_task_prioritization(tasks, warmup_steps=1)}
+    assert "stayed equal" not in tiny.run(methods=methods).summary()
+
+
+def test_the_summary_compares_with_networks_of_single_tasks(result: Comparison) -> None:
+    averages = {row: each.last.mean() for row, each in result.rows.items()}
+    best = max(averages, key=lambda row: averages[row])
+    line = next(x for x in result.summary().splitlines() if "single tasks" in x)
+    assert f"is that of {best};" in line
+    assert f"{100 * (result.alone.mean() - averages[best]):+.1f} ± " in line
+    far = dataclasses.replace(result, single=result.single * 0)
+    assert "behind it by more than noise" in far.summary()
+    near = dataclasses.replace(result, single=result.rows[best].kpis)
+    assert "within noise of it: +0.0" in near.summary()

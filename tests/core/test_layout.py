@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dtp_jax._core.layout import per_task, task_layout
@@ -117,6 +118,24 @@ LAYOUT = task_layout(["a", "b"])
 def test_what_does_not_match_is_named(value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LAYOUT.vector("kpis", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (jnp.array(2.0), "as if they were summed; leave that to the link"),
+        ({"a": jnp.ones(3), "b": 1.0}, "such as its mean over the batch"),
+        ([1.0, 2.0], "It is a list; name the tasks in a dict"),
+    ],
+)
+def test_losses_that_do_not_match_are_told_what_to_do(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LAYOUT.vector("losses", value)
+
+
+def test_a_balancer_in_the_place_of_the_tasks() -> None:
+    with pytest.raises(ValueError, match=r"balance\(balancer, tasks\)"):
+        task_layout(optax.identity())
 
 
 def test_none_is_nan_or_false() -> None:

@@ -11,6 +11,13 @@ import dtp_jax
 from dtp_jax import TaskGradients, feature_task_gradients, task_gradients
 from tests.toys import balance, balancers
 
+
+@pytest.mark.parametrize("argnums", [{"w": 1}, [jnp.ones(2)], jnp.ones(2), "params"])
+def test_arguments_in_the_place_of_argnums(argnums: Any) -> None:
+    with pytest.raises(ValueError, match=r"task_gradients\(losses_fn\)\(params, ...\)"):
+        task_gradients(complex_losses, argnums)
+
+
 # Complex numbers.
 
 COMPLEX = {"w": jnp.array([1.0 + 2.0j, -1.0j])}
@@ -158,7 +165,7 @@ def test_features_and_rows_that_are_no_arrays_are_named() -> None:
 
 @pytest.mark.parametrize("loss", ["high", jnp.tanh, object()])
 def test_a_loss_that_is_no_array_is_named(loss: Any) -> None:
-    message = rf"returned\['b'\] a {type(loss).__name__}; a loss must be a real float"
+    message = rf"losses\['b'\] is a {type(loss).__name__}; a loss must be a real float"
     with pytest.raises(ValueError, match=message):
         task_gradients(lambda p: {"a": p, "b": loss})(1.0)
     with pytest.raises(ValueError, match=message):
