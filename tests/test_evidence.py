@@ -10,7 +10,15 @@ import pytest
 
 from benchmarks import seeds_and_rates
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import digits, find, multi_mnist, physics, poles, valleys
+from benchmarks.evidence import (
+    _stored,
+    digits,
+    find,
+    multi_mnist,
+    physics,
+    poles,
+    valleys,
+)
 from benchmarks.evidence._catalogue import FEW, catalogue
 from benchmarks.evidence._page import PICTURE, findings, overview, page
 from benchmarks.evidence._problems import PROBLEMS
@@ -38,6 +46,40 @@ def test_the_page_is_made_of_results(
     assert f"]({PICTURE})" in text
     # Nothing on the page says whose machine it was.
     assert str(tmp_path) not in text
+
+
+def test_runs_are_kept_and_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_stored, "KEPT", tmp_path / "runs.tar.xz")
+    first, second = tmp_path / "first", tmp_path / "second"
+    expected = tiny.run(first / "some_problem")
+    _stored.keep(first)
+    _stored.unpack(second)
+
+    def runs(full: Path) -> dict[str, bytes]:
+        files = (full / "some_problem" / "runs").rglob("*")
+        return {
+            str(path.relative_to(full)): path.read_bytes()
+            for path in files
+            if path.is_file()
+        }
+
+    assert runs(second) == runs(first)
+    _stored.forget(second / "some_problem", ["DTP"])
+    left = runs(second)
+    assert set(runs(first)) - set(left) == {
+        name for name in runs(first) if "/dtp-" in name
+    }
+    assert b"DTP" not in left["some_problem/runs/plan.json"]
+    # What is there is not taken anew; what was forgotten is trained again.
+    _stored.unpack(second)
+    assert runs(second) == left
+    found = tiny.run(second / "some_problem").rows["DTP"].kpis
+    np.testing.assert_array_equal(found, expected.rows["DTP"].kpis)
+    monkeypatch.setattr(_stored, "versions", lambda: {"jax": "another"})
+    _stored.unpack(tmp_path / "third")
+    assert not (tmp_path / "third").exists()
 
 
 def test_the_overview_counts_what_differs() -> None:

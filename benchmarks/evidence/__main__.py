@@ -19,6 +19,7 @@ from ._catalogue import FEW, catalogue
 from ._page import PICTURE, page, picture
 from ._problems import PROBLEMS, WITHOUT_HEADS
 from ._size import FULL, SHORT, Size
+from ._stored import forget, keep, unpack
 
 TINY = Size(seeds=2, tuning_seeds=1, tries=1, share=0.003, measurements=1)
 
@@ -67,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="where to write the page")
     parser.add_argument("--only", nargs="+", choices=PROBLEMS, default=[*PROBLEMS])
     parser.add_argument("--methods", nargs="+", help="all by default")
+    parser.add_argument(
+        "--again", nargs="+", default=[], help="methods that changed, to be run again"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the runs in the repository"
+    )
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--short", action="store_true", help="under five minutes")
     forms.add_argument("--tiny", action="store_true", help="seconds for a problem")
@@ -77,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.tiny:
         size, few, form = TINY, few or FEW[:1], "tiny"
     results = {}
+    if form == "full":
+        unpack(args.out / form)
     for name in args.only:
         needs = PROBLEMS[name].needs
         if needs and importlib.util.find_spec(needs) is None:
@@ -85,9 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = time.perf_counter()
         print(f"{name}:", flush=True)
         out = args.out / form / name.replace(" ", "_")
+        forget(out, args.again)
         results[name] = run(name, size, few, out)
         print(f"{results[name].table()}\n", flush=True)
         print(f"{name} took {time.perf_counter() - start:.0f} s.\n", flush=True)
+    if args.keep:
+        keep(args.out / "full")
     where = args.page or args.out / form / "evidence.md"
     where.write_text(page(results, size), encoding="utf-8")
     drawn = picture(results)
