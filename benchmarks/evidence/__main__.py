@@ -49,6 +49,7 @@ def run(name: str, size: Size, few: Sequence[str] | None, out: Path) -> Comparis
         rates=size.rates(evidence.low, evidence.high),
         seeds=size.seeds,
         tuning_seeds=size.tuning_seeds,
+        rule=evidence.rule,
         measurements=size.measurements,
         # What is set is for a few cores; an accelerator takes what fits.
         chunk_size=evidence.chunk_size if on_cpu else None,

@@ -176,7 +176,7 @@ def overview(results: Mapping[str, Comparison]) -> str:
             for what in ("average", "worst")
         }
         beats = np.mean([each.beats_equal(method).mean for each in of])
-        time = np.mean([each.costs[method]["time"] for each in of])
+        time = np.median([each.costs[method]["time"] for each in of])
         rate = np.exp(np.mean([_log_rate(each, method) for each in of]))
         verdicts = [_verdict(each, "average", method) for each in of]
         worst = [_verdict(each, "worst", method) for each in of]
@@ -313,7 +313,7 @@ def _how_to_read(results: Mapping[str, Comparison]) -> str:
         "better, worse" counts the problems on which a method differs from equal weights
         by more than noise, with Holm's correction within each problem; "rate" is the
         learning rate that was chosen for it, relative to that of equal weights, as a
-        geometric mean; "time" of a step is relative to plain training.
+        geometric mean; "time" of a step is relative to plain training, the median.
     """
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import optax
 
 from dtp_jax.compare import Problem
+from dtp_jax.compare._tries import Rule
 
 
 class Size(NamedTuple):
@@ -54,6 +55,7 @@ class Evidence(NamedTuple):
         low: The smallest rate to try.
         high: The largest rate to try.
         chunk_size: How many networks train at a time on a CPU; None for as many as fit.
+        rule: By which tries are chosen.
         needs: A package that holds the data, or nothing.
         published: Of a paper's problem, its own figures by method, task by task. Such
             a problem has no part in what is said over the problems.
@@ -65,6 +67,7 @@ class Evidence(NamedTuple):
     low: float
     high: float
     chunk_size: int | None = None
+    rule: Rule = "average"
     needs: str = ""
     published: Mapping[str, tuple[float, ...]] | None = None
     methods: tuple[str, ...] | None = None
