@@ -18,7 +18,8 @@ version = release = dtp_jax.__version__
 # the same here and in the web view of the repository.
 root_doc = "docs/index"
 include_patterns = ["docs/**", "examples/README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
-exclude_patterns = [".*", ".*/**", "outputs", "outputs/**", "docs/dtp_study/*.md"]
+# Extra and static files are tried against them, too, as "./site.css".
+exclude_patterns = [".*", "[.]?*/**", "outputs", "outputs/**", "docs/dtp_study/*.md"]
 
 extensions = [
     "myst_nb",

@@ -1,5 +1,6 @@
 """The pages of the site that are generated, without building it."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -116,3 +117,22 @@ def test_every_page_has_its_place_in_the_table_of_contents() -> None:
         for path in (ROOT / "docs").glob(pattern)
     }
     assert pages - listed == {"index"}
+
+
+def test_files_that_are_copied_are_not_excluded() -> None:
+    matching = pytest.importorskip("sphinx.util.matching")
+    tree = ast.parse((ROOT / "docs" / "conf.py").read_text(encoding="utf-8"))
+    settings = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    excluded = matching.Matcher(ast.literal_eval(settings["exclude_patterns"]))
+    for folder in ("_root", "_static"):
+        for path in (ROOT / "docs" / folder).iterdir():
+            # Sphinx asks for the name within the folder, in this spelling.
+            assert not excluded(f"./{path.name}"), path.name
+    assert excluded(".venv/lib/README.md")
+    assert excluded("outputs/site/index.html")
