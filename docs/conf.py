@@ -53,6 +53,8 @@ html_css_files = ["site.css"]
 html_js_files = ["sort.js"]
 html_extra_path = ["_root"]
 html_copy_source = False
+# What it shows of each page begins with the menu of the theme.
+html_show_search_summary = False
 html_theme_options = {
     # The search field stands in the sidebar.
     "navbar_persistent": [],
