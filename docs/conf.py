@@ -1,5 +1,7 @@
 """How `make docs-site` builds the site; the sources are those of the repository."""
 
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -36,6 +38,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+# The kernel of the cells: that of Python, less talkative.
+os.environ["JUPYTER_PATH"] = str(Path(__file__).parent / "_jupyter")
 
 # Formulas stand in literal blocks; examples are doctests, which are known as Python.
 highlight_language = "none"
