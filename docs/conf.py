@@ -72,17 +72,18 @@ _pages.write(Path(__file__).parent)
 
 
 def add_title(app, docname, source):
-    """Gives the tables that an example wrote the name of its folder as a title.
+    """Gives the tables that an example wrote their name in docs/index.md as a title.
 
     Args:
         app: The Sphinx application.
         docname: The page.
         source: A list with its text, which is changed.
     """
-    folder, _, name = docname.removeprefix("docs/").rpartition("/")
-    if name == "results" and not source[0].startswith("# "):
-        title = folder.replace("_", " ").capitalize()
-        source[0] = f"# {title}, results\n\n{source[0]}"
+    if docname.endswith("/results") and not source[0].startswith("# "):
+        index = (Path(__file__).parent / "index.md").read_text(encoding="utf-8")
+        page = docname.removeprefix("docs/")
+        title = re.search(rf"^(.+) <{page}>$", index, re.MULTILINE)
+        source[0] = f"# {title[1]}\n\n{source[0]}"
 
 
 def setup(app):
