@@ -45,6 +45,9 @@ os.environ["JUPYTER_PATH"] = str(Path(__file__).parent / "_jupyter")
 highlight_language = "none"
 default_role = "py:obj"
 autodoc_typehints = "none"
+# A signature that would take several lines has a line for each argument.
+maximum_signature_line_length = 70
+toc_object_entries_show_parents = "hide"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_use_rtype = False
@@ -94,3 +97,4 @@ def setup(app):
     """
     app.connect("source-read", add_title)
     app.connect("doctree-read", _names.link_names)
+    app.connect("doctree-read", _names.add_other_names)

@@ -55,8 +55,24 @@ def test_every_method_has_a_page_with_its_facts(site: Path) -> None:
     for name, (module, folder, _) in PAGES.methods().items():
         page = (site / "methods" / f"{name}.md").read_text(encoding="utf-8")
         assert PAGES.FOLDERS[folder][0] in page
-        assert f"dtp_jax.{module}.{name}\n" in page
+        assert f":: {PAGES.full_name(module, name)}\n" in page
         assert f"[{name}]({name}.md)" in index
+    first, *_ = re.findall(r"^\| \[(\w+)\]", index, re.MULTILINE)
+    assert first == "dynamic_task_prioritization"
+
+
+def test_fields_of_states_are_told_with_their_comments(site: Path) -> None:
+    page = (site / "methods" / "famo.md").read_text(encoding="utf-8")
+    assert ":exclude-members: logits, optimizer, losses, known\n" in page
+    assert "* **optimizer**: the state of the inner optimizer\n" in page
+    assert "* **losses** (``jax.Array``): [T], before the last step\n" in page
+
+
+def test_every_module_of_the_reference_has_a_line(site: Path) -> None:
+    page = (site / "api" / "index.md").read_text(encoding="utf-8")
+    _, *rows = PAGES.tables(page)
+    assert len(rows) == len(PAGES.MODULES) + 1
+    assert all(described for _, described in rows)
 
 
 def test_links_between_generated_pages_lead_somewhere(site: Path) -> None:
@@ -117,6 +133,9 @@ def test_every_page_has_its_place_in_the_table_of_contents() -> None:
         for path in (ROOT / "docs").glob(pattern)
     }
     assert pages - listed == {"index"}
+    # The tables that examples write have no title but that.
+    titles = {re.sub(r".* <(.*)>", r"\1", line) for line in entries if " <" in line}
+    assert {page for page in pages if page.endswith("/results")} <= titles
 
 
 def test_files_that_are_copied_are_not_excluded() -> None:
