@@ -109,6 +109,9 @@ docs: .venv/.installed-examples
 # A warning is an error, a broken link between pages among them; every cell is run.
 docs-site: .venv/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs -d outputs/site-cache . outputs/site
+	@for file in index.html _static/site.css _static/sort.js; do \
+		test -f outputs/site/$$file || { echo "outputs/site/$$file is missing"; exit 1; }; \
+	done
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -2,12 +2,11 @@
 
 import functools
 import re
-from pathlib import Path
 
+import _pages
 from docutils import nodes
 from sphinx import addnodes
 
-LIST = Path(__file__).parent.parent / "tests" / "public_names.txt"
 # Words that mean something else as often.
 ALSO_WORDS = {"constant", "random", "floor", "losses", "weights"}
 
@@ -16,7 +15,7 @@ ALSO_WORDS = {"constant", "random", "floor", "losses", "weights"}
 def targets():
     """From what pages write to the full name."""
     found = {}
-    for full in LIST.read_text(encoding="utf-8").split():
+    for full in _pages.public_names():
         parts = full.split(".")[1:]
         found[full] = full
         found[".".join(parts)] = full
@@ -26,6 +25,37 @@ def targets():
     for word in ALSO_WORDS:
         found.pop(word, None)
     return found
+
+
+@functools.cache
+def same():
+    """The public names of each object that has several, by each of them."""
+    found = {}
+    for full in _pages.public_names():
+        value = _pages.resolve(full)
+        # Numbers and strings may be one object by chance.
+        if callable(value):
+            found.setdefault(id(value), []).append(full)
+    return {full: names for names in found.values() for full in names}
+
+
+def add_other_names(app, doctree):
+    """Lets what is described once be found by each of its public names.
+
+    Args:
+        app: The Sphinx application.
+        doctree: The page.
+    """
+    python = app.env.domains.python_domain
+    for signature in doctree.findall(addnodes.desc_signature):
+        for name in list(signature["ids"]):
+            for other in same().get(name, ()):
+                if other in signature["ids"]:
+                    continue
+                signature["ids"].append(other)
+                if other not in python.objects:
+                    kind = signature.parent["objtype"]
+                    python.note_object(other, kind, other, aliased=True)
 
 
 def link_names(app, doctree):

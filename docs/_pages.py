@@ -29,6 +29,13 @@ FOLDERS = {
         "a backward pass per task, and T times the memory of the parameters",
     ),
 }
+KINDS = {
+    "links": "a link, no balancer: first in the optimizer's chain",
+    "balancers": "a balancer: goes into `balance`",
+    "combiners": "a combiner, which is a link: first in the optimizer's chain",
+}
+# The method that is a link, with its state: first of all, with a page like the others.
+FIRST = "dynamic_task_prioritization"
 MODULES = [
     *[
         "balancers",
@@ -75,11 +82,27 @@ def resolve(full):
     raise LookupError(full)
 
 
+def full_name(module, name):
+    """The name that users write, which is that of the package where that has it.
+
+    Args:
+        module: Such as "balancers".
+        name: A public name of it.
+
+    Returns:
+        A string.
+    """
+    at_root = f"dtp_jax.{name}" in public_names()
+    same = at_root and resolve(f"dtp_jax.{name}") is resolve(f"dtp_jax.{module}.{name}")
+    return f"dtp_jax.{name}" if same else f"dtp_jax.{module}.{name}"
+
+
 def methods():
     """The methods by name: the folder they stand in, and the names of their file.
 
     Returns:
-        A dict from the name of a method to ``(module, folder, names)``.
+        A dict from the name of a method to ``(module, folder, names)``, in the order in
+        which they are listed.
     """
     found = {}
     for module in ("balancers", "combiners"):
@@ -91,7 +114,8 @@ def methods():
             main = file.rsplit("._", 1)[-1]
             folder = "combiners" if module == "combiners" else file.split(".")[2]
             found[main] = (module, folder, sorted(names, key=lambda name: name != main))
-    return found
+    first = ("links", "by_kpi", [FIRST, "PrioritizationState"])
+    return {FIRST: first, **dict(sorted(found.items()))}
 
 
 def tables(text):
@@ -128,7 +152,8 @@ def sums():
     Returns:
         A dict from the name of a method to ``(sum, learning rate)``.
     """
-    found = {}
+    # docs/choosing.md has it in the row of `focal`, which it is compared with.
+    found = {FIRST: ("T", "that of equal weights")}
     text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
     section = text.split("## What the weights sum to", 1)[1].split("\n## ")[0]
     for cells in tables(section):
@@ -142,15 +167,15 @@ def facts(name, module, folder):
 
     Args:
         name: The method.
-        module: "balancers" or "combiners".
-        folder: Where its file stands.
+        module: "links", "balancers" or "combiners".
+        folder: What it reads: a key of `FOLDERS`.
 
     Returns:
         Pairs of strings.
     """
-    function = getattr(getattr(dtp_jax, module), name)
+    function = resolve(full_name(module, name))
     reads, cost = FOLDERS[folder]
-    rows = [("reads", reads), ("cost of a step", cost)]
+    rows = [("kind", KINDS[module]), ("reads", reads), ("cost of a step", cost)]
     costs = measured_costs()
     if name in costs:
         rows.append(("measured, 8 tasks", f"{costs[name]} plain steps"))
@@ -193,6 +218,29 @@ def signature_name(name):
     return "autofunction" if inspect.isfunction(value) else "autodata"
 
 
+def fields(value):
+    """The fields of a named tuple of ours, with their types and comments.
+
+    Args:
+        value: Any object.
+
+    Yields:
+        For each field its name and a line of reStructuredText.
+    """
+    names = getattr(value, "_fields", ()) if inspect.isclass(value) else ()
+    if not names or not value.__module__.startswith("dtp_jax"):
+        return
+    source = inspect.getsource(value)
+    for name in names:
+        found = re.search(rf"^    {name}: (.+?)(?:  # (.*))?$", source, re.MULTILINE)
+        kind, comment = found.groups() if found else ("Any", "")
+        # Stars and bars stand for themselves, but for those in code.
+        parts = (comment or "").split("`")
+        parts[::2] = [re.sub(r"([*|_\\])", r"\\\1", part) for part in parts[::2]]
+        line = f"**{name}**" if kind == "Any" else f"**{name}** (``{kind}``)"
+        yield name, f"{line}: {'`'.join(parts)}" if comment else line
+
+
 def directive(full):
     """The lines that let autodoc describe an object.
 
@@ -205,6 +253,11 @@ def directive(full):
     kind = signature_name(full)
     members = "\n   :members:" if kind == "autoclass" else ""
     hidden = "\n   :no-value:" if kind == "autodata" else ""
+    listed = dict(fields(resolve(full)))
+    if listed:
+        # Python describes each as "Alias for field number 0".
+        hidden = f"\n   :exclude-members: {', '.join(listed)}\n\n   :Fields:"
+        hidden += "".join(f"\n      * {line}" for line in listed.values())
     return f"```{{eval-rst}}\n.. {kind}:: {full}{members}{hidden}\n```\n"
 
 
@@ -225,8 +278,8 @@ def method_page(name, module, folder, names):
 
     Args:
         name: The method.
-        module: "balancers" or "combiners".
-        folder: Where its file stands.
+        module: "links", "balancers" or "combiners".
+        folder: What it reads: a key of `FOLDERS`.
         names: All public names of its file.
 
     Returns:
@@ -235,7 +288,7 @@ def method_page(name, module, folder, names):
     first, *rows = facts(name, module, folder)
     head = f"| {first[0]} | {first[1]} |\n| --- | --- |\n"
     head += "".join(f"| {left} | {right} |\n" for left, right in rows)
-    body = "\n".join(directive(f"dtp_jax.{module}.{each}") for each in names)
+    body = "\n".join(directive(full_name(module, each)) for each in names)
     return f"# {name}\n\n{head}\n{body}"
 
 
@@ -247,15 +300,15 @@ def index_page():
     """
     costs, totals = measured_costs(), sums()
     lines = []
-    for name, (module, folder, _) in sorted(methods().items()):
-        function = getattr(getattr(dtp_jax, module), name)
+    for name, (module, folder, _) in methods().items():
+        function = resolve(full_name(module, name))
         years = re.findall(r"\b(?:19|20)\d\d\b", inspect.getdoc(function) or "")
         cost = costs.get(name, costs.get(f"{name}, every 10", "-"))
         lines.append(
             f"| [{name}]({name}.md) | {FOLDERS[folder][0]} | {first_line(function)} "
             f"| {cost} | {totals.get(name, ('-',))[0]} | {max(years, default='-')} |"
         )
-    listed = "\n".join(sorted(methods()))
+    listed = "\n".join(methods())
     table = "\n".join(lines)
     return f"""---
 html_theme.sidebar_secondary.remove: true
@@ -307,22 +360,55 @@ def reference_page(module):
     at_root = {
         id(resolve(name)): name for name in public_names() if name.count(".") == 1
     }
+    pages = {
+        full_name(part, each): name
+        for name, (part, _, all_) in methods().items()
+        for each in all_
+    }
     described, elsewhere = [], []
-    pages = {each: name for name, (_, _, all_) in methods().items() for each in all_}
     for name in names:
         value, short = resolve(name), name.rsplit(".", 1)[-1]
-        root = at_root.get(id(value), name)
-        if module in ("balancers", "combiners"):
-            where = f"../methods/{pages[short]}.md"
+        root = name if isinstance(value, int) else at_root.get(id(value), name)
+        if root in pages:
+            where = f"../methods/{pages[root]}.md"
             elsewhere.append(f"| [{short}]({where}) | {first_line(value)} |")
-        elif module and root != name and not isinstance(value, int):
-            elsewhere.append(f"| [{short}](package.md) | the same as {root} |")
+        elif root != name:
+            elsewhere.append(f"| `{root}` | {first_line(value)} |")
         else:
             described.append(directive(name))
     text = f"# {full}\n\n```{{eval-rst}}\n.. automodule:: {full}\n```\n\n"
     if elsewhere:
-        text += "| name | |\n| --- | --- |\n" + "\n".join(elsewhere) + "\n\n"
+        text += "| name | what it is |\n| --- | --- |\n" + "\n".join(elsewhere) + "\n\n"
     return text + "\n".join(described)
+
+
+def reference_index():
+    """The modules, each with what it is.
+
+    Returns:
+        Markdown.
+    """
+    files = {"package": "dtp_jax", **{each: f"dtp_jax.{each}" for each in MODULES}}
+    lines = [
+        f"| [{full}]({file}.md) | {first_line(import_module(full))} |"
+        for file, full in files.items()
+    ]
+    table, listed = "\n".join(lines), "\n".join(files)
+    return f"""# Reference
+
+Every public name. Each module begins with a list of what is in it.
+
+| module | what it is |
+| --- | --- |
+{table}
+
+```{{toctree}}
+:hidden:
+:maxdepth: 1
+
+{listed}
+```
+"""
 
 
 def write(folder):
@@ -336,11 +422,7 @@ def write(folder):
         pages[f"methods/{name}.md"] = method_page(name, module, where, names)
     for module in MODULES:
         pages[f"api/{module}.md"] = reference_page(module)
-    listed = "\n".join(MODULES)
-    pages["api/index.md"] = (
-        "# Reference\n\nEvery public name. Each module begins with a list of what is "
-        f"in it.\n\n```{{toctree}}\n:maxdepth: 1\n\npackage\n{listed}\n```\n"
-    )
+    pages["api/index.md"] = reference_index()
     for part in ("methods", "api"):
         (folder / part).mkdir(parents=True, exist_ok=True)
         for path in (folder / part).glob("*.md"):

@@ -1,5 +1,6 @@
 """The pages of the site that are generated, without building it."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -54,8 +55,24 @@ def test_every_method_has_a_page_with_its_facts(site: Path) -> None:
     for name, (module, folder, _) in PAGES.methods().items():
         page = (site / "methods" / f"{name}.md").read_text(encoding="utf-8")
         assert PAGES.FOLDERS[folder][0] in page
-        assert f"dtp_jax.{module}.{name}\n" in page
+        assert f":: {PAGES.full_name(module, name)}\n" in page
         assert f"[{name}]({name}.md)" in index
+    first, *_ = re.findall(r"^\| \[(\w+)\]", index, re.MULTILINE)
+    assert first == "dynamic_task_prioritization"
+
+
+def test_fields_of_states_are_told_with_their_comments(site: Path) -> None:
+    page = (site / "methods" / "famo.md").read_text(encoding="utf-8")
+    assert ":exclude-members: logits, optimizer, losses, known\n" in page
+    assert "* **optimizer**: the state of the inner optimizer\n" in page
+    assert "* **losses** (``jax.Array``): [T], before the last step\n" in page
+
+
+def test_every_module_of_the_reference_has_a_line(site: Path) -> None:
+    page = (site / "api" / "index.md").read_text(encoding="utf-8")
+    _, *rows = PAGES.tables(page)
+    assert len(rows) == len(PAGES.MODULES) + 1
+    assert all(described for _, described in rows)
 
 
 def test_links_between_generated_pages_lead_somewhere(site: Path) -> None:
@@ -116,3 +133,25 @@ def test_every_page_has_its_place_in_the_table_of_contents() -> None:
         for path in (ROOT / "docs").glob(pattern)
     }
     assert pages - listed == {"index"}
+    # The tables that examples write have no title but that.
+    titles = {re.sub(r".* <(.*)>", r"\1", line) for line in entries if " <" in line}
+    assert {page for page in pages if page.endswith("/results")} <= titles
+
+
+def test_files_that_are_copied_are_not_excluded() -> None:
+    matching = pytest.importorskip("sphinx.util.matching")
+    tree = ast.parse((ROOT / "docs" / "conf.py").read_text(encoding="utf-8"))
+    settings = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    excluded = matching.Matcher(ast.literal_eval(settings["exclude_patterns"]))
+    for folder in ("_root", "_static"):
+        for path in (ROOT / "docs" / folder).iterdir():
+            # Sphinx asks for the name within the folder, in this spelling.
+            assert not excluded(f"./{path.name}"), path.name
+    assert excluded(".venv/lib/README.md")
+    assert excluded("outputs/site/index.html")
