@@ -1,4 +1,4 @@
-"""Which method for my problem? A comparison in one call.
+"""Methods compared on your own problem, in one call.
 
 `compare` trains methods on a `Problem` over several seeds and learning rates, tunes
 them alike on validation data, and says which of the differences on test data are more
