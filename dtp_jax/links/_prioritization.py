@@ -79,9 +79,10 @@ def dynamic_task_prioritization(
         ramp_steps: Over how many steps a task that joins in a later stage comes in, its
             weight multiplied last by ``min(1, (s + 1) / ramp_steps)``, s the steps
             since it became active; and over how many a task that leaves its warm-up, or
-            the first stage, moves in even steps from weight 1 to its focal weight, the
-            normalized one if there is a sum. 0 for at once. With the defaults weights
-            are focal after 500 steps: shorten both for a short training.
+            the first stage, moves in even steps from weight 1 to its focal weight,
+            before both are normalized: as focal weights of good tasks are small, most
+            of the way comes last. 0 for at once. With the defaults weights are focal
+            after 500 steps: shorten both for a short training.
         kpi_range: For some or all tasks, ``{task: (chance, reference)}``: what guessing
             scores, and what a good result is, such as that of a network of its own.
             The KPI becomes ``(kpi - chance) / (reference - chance)``, at least 0 and at

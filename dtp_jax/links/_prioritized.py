@@ -131,12 +131,7 @@ def prioritized(
         since = steps - settings.warmup_steps
         since = since if started is None else jnp.minimum(since, started)
         share = ramp(since, settings.ramp_steps, preferences.dtype)
-        first, then = preferences, nonzero(focal, preferences)
-        if settings.normalize is not None:
-            # Focal weights of tasks that do well are small. Of the sum of both, theirs
-            # would be next to nothing until the last steps of the ramp.
-            first, then = (_normalized(x, active, settings)[0] for x in (first, then))
-        weights = nonzero(blend(first, then, share), preferences)
+        weights = nonzero(blend(preferences, focal, share), preferences)
         weights, scale = _normalized(weights, active, settings)
         weights = _floored(weights, active, settings.floor)
         last_state = state.balancer
