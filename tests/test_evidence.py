@@ -39,6 +39,7 @@ def test_the_page_is_made_of_results(
     evidence.main([*arguments, "--page", str(page)])
     text = page.read_text(encoding="utf-8")
     assert "nan" not in text
+    assert "not run: two digits; row of twelve;" in text
     for part in ("## Over the problems", "## Two valleys", "| DTP ", "seeds"):
         assert part in text
     assert str(tmp_path) in capsys.readouterr().out

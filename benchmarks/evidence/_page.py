@@ -52,15 +52,18 @@ def page(results: Mapping[str, Comparison], size: Size) -> str:
     head = f"""
         Written by `make evidence` on {datetime.date.today():%d %B %Y}, with dtp_jax
         {dtp_jax.__version__}, {named}, on {machine()}. Every method at its defaults,
-        {size.tries} tries of the learning rate on validation data with
-        a number of other seeds ({size.tuning_seeds}), and {size.seeds} seeds reported
-        ([what is done and how](compare.md)). KPIs in percent; half of the 95%
-        intervals.
+        {size.tries} tries of the learning rate on validation data with other seeds, of
+        which there were {size.tuning_seeds}, and {size.seeds} seeds reported ([what is
+        done and how](compare.md)). KPIs in percent; half of the 95% intervals. The
+        repository keeps what was trained, and `make evidence` goes on from there.
     """
+    missing = [name for name in PROBLEMS if name not in results]
+    left = f"Not on this page, since they were not run: {_listed(missing)}."
     warning = "This is a short form, to see that everything runs: do not read it."
     parts = [
         "# Evidence",
         _filled(head),
+        *([_filled(left)] if missing else []),
         *([] if size == FULL else [warning]),
         *_over_all(compared),
         *(
