@@ -32,7 +32,7 @@ def intervals(
     """
     panels = _columns(rows)
     with style():
-        size = (1.6 + 3.2 * len(panels), 0.9 + 0.28 * len(rows))
+        size = (1.6 + min(3.2, 9 / len(panels)) * len(panels), 0.9 + 0.28 * len(rows))
         figure = NotebookFigure(figsize=size)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
@@ -45,10 +45,12 @@ def intervals(
             # The first method is the yardstick.
             first = next(iter(rows.values()))[panel][0]
             axis.axvline(first, color="#7f7f7f", linestyle="--", linewidth=1, zorder=0)
-            axis.set(title=panel, xlabel=label)
+            axis.set_title(panel)
             axis.grid(axis="y", visible=False)
         axes[0].set_yticks(np.arange(len(rows)), list(rows))
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
+        if label:
+            figure.supxlabel(label, fontsize=10)
         return figure
 
 

@@ -72,7 +72,8 @@ def curves(
     """What methods come to over time, a panel for each task and a line for each method.
 
     Args:
-        series: By method, ``[E, T]`` or ``[S, E, T]``, as for `weights`.
+        series: By method, ``[E, T]``, or ``[S, E, T]`` of S seeds, of which the means
+            are drawn.
         names: Of the T tasks.
         every: The number of steps from one of the E to the next.
         label: Of the vertical axis.
@@ -98,7 +99,8 @@ def curves(
         axes = figure.subplots(1, len(names), squeeze=False)[0]
         for place, (axis, task) in enumerate(zip(axes, names, strict=True)):
             for (method, each), look in zip(arrays.items(), looks, strict=True):
-                _line(axis, each[..., place], every, method, look)
+                mean = each[..., place] if each.ndim == 2 else each[..., place].mean(0)
+                _line(axis, mean, every, method, look)
             axis.set(title=task, xlabel="step")
         axes[0].set_ylabel(label)
         legend_below(figure, axes[0], 4)
