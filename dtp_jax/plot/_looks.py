@@ -97,5 +97,8 @@ def legend_below(figure: Figure, axis: Any, num_columns: int) -> None:
         num_columns: At most.
     """
     handles, labels = axis.get_legend_handles_labels()
-    count = min(num_columns, len(labels))
+    # As many as the figure is wide enough for.
+    inches = 0.8 + 0.08 * max(map(len, labels), default=0)
+    fitting = int(figure.get_size_inches()[0] / inches)
+    count = max(1, min(num_columns, len(labels), fitting))
     figure.legend(handles, labels, loc="outside lower center", ncols=count)
