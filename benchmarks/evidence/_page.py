@@ -211,7 +211,7 @@ def findings(results: Mapping[str, Comparison]) -> str:
     Returns:
         Sentences, a line each.
     """
-    lines = []
+    lines = [_largest_gains(results, "average"), _largest_gains(results, "worst")]
     suffices, beaten = [], {}
     for name, result in results.items():
         ahead = _better_than(result, FIXED)
@@ -262,6 +262,22 @@ def findings(results: Mapping[str, Comparison]) -> str:
         f"{_listed(everywhere)}."
     )
     return "\n".join(f"* {line}" for line in lines)
+
+
+def _largest_gains(results: Mapping[str, Comparison], what: str) -> str:
+    """The methods that ran on all problems and are furthest ahead of equal weights."""
+    gains = {}
+    for method in _methods(results):
+        of = [each.values()[what] for each in results.values() if method in each.rows]
+        if len(of) == len(results):
+            gains[method] = float(np.mean([v[method] - v[EQUAL] for v in of]))
+    best = sorted(gains, key=lambda method: -gains[method])[:5]
+    named = [f"{method} ({_signed(gains[method])})" for method in best]
+    task = "the average" if what == "average" else "the worst task"
+    return (
+        f"On the mean over the problems, {task} gains most over equal weights by "
+        f"{_listed(named)} points."
+    )
 
 
 def machine() -> str:
