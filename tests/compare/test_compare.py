@@ -237,7 +237,11 @@ def test_the_summary_says_what_a_short_run_hides(result: Comparison) -> None:
     # Twelve steps are less than the warm-up.
     text = result.summary()
     assert "The weights of DTP stayed equal within 1 %" in text
-    methods = {"DTP": lambda tasks: dynamic_task_prioritization(tasks, warmup_steps=1)}
+    methods = {
+        "DTP": lambda tasks: dynamic_task_prioritization(
+            tasks, warmup_steps=1, ramp_steps=0
+        )
+    }
     assert "stayed equal" not in tiny.run(methods=methods).summary()
 
 

@@ -407,7 +407,7 @@ def test_errors_say_what_to_do() -> None:
         task_gradients(losses_fn, gramian=cast("Any", "fast"))
     with pytest.raises(ValueError, match="no loss"):
         task_gradients(lambda p: {})(PARAMS)
-    with pytest.raises(ValueError, match=r"\['n'\] of dtype int32; a loss must be"):
+    with pytest.raises(ValueError, match=r"\['n'\] has dtype int32; a loss must be"):
         task_gradients(lambda p: {"n": jnp.array(3)})(PARAMS)
     with pytest.raises(
         ValueError, match=r"must return a pair \(losses, aux\), got dict"
