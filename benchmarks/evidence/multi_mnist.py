@@ -12,7 +12,7 @@ from dtp_jax import metrics
 from dtp_jax.compare import Problem
 
 from ._size import Size, in_trunk
-from .digits import cross_entropy, mnist
+from .digits import cross_entropy, mnist_splits
 from .find import dense
 
 SIDE, SHIFT, CANVAS = 14, 3, 18
@@ -52,13 +52,7 @@ def multi_mnist(size: Size) -> Problem:
         Sener & Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS
         2018, section 5.1, and the data loader of the authors.
     """
-    images, labels = mnist()
-    starts = {"train": (0, 3500), "validation": (3500, 4000), "test": (4000, 5000)}
-    counts = {"train": 20_000, "validation": 1000, "test": 2000}
-    splits = {
-        name: pairs(images[low:high], labels[low:high], size.count(counts[name]))
-        for name, (low, high) in starts.items()
-    }
+    splits = mnist_splits(pairs, size, train=20_000, validation=1000, test=2000)
 
     def losses(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         logits = network(params, batch["images"])

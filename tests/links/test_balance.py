@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import dtp_jax
-from dtp_jax import TaskGradients, focal_weights, task_gradients
+from dtp_jax import TaskGradients, curricula, focal_weights, task_gradients
 from tests import devices, toys
 from tests.toys import assert_near, balance, balancers, dynamic_task_prioritization
 
@@ -471,3 +471,9 @@ def test_inside_shard_map_with_global_losses_and_kpis() -> None:
     gradients = task_gradients(losses_fn)(PARAMS, x)
     kpis = kpis_of(gradients.losses)
     assert_close(found, link.update(gradients, link.init(PARAMS), PARAMS, kpis=kpis))
+
+
+def test_a_balancer_in_the_wrong_place() -> None:
+    swapped: Any = curricula.every_k
+    with pytest.raises(TypeError, match="the balancer comes first"):
+        swapped(10, balancers.upgrad())
