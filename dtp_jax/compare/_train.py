@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -17,6 +17,11 @@ from ._program import Log, Program
 from ._progress import Progress
 from ._settings import stacked
 from ._store import Store, file_name
+
+# What operations of a program are called that on the CPU hold a thread of XLA's while
+# they wait for its other threads. Two programs that do so at the same time may wait for
+# each other, on two cores for ever (seen with jaxlib 0.10.2).
+_HOLD_A_THREAD = ("custom_call @lapack_", "custom_call @blas_", "stablehlo.fft")
 
 
 class Trainer:
@@ -55,6 +60,7 @@ class Trainer:
         self.threads = threads if mapped else 1
         self.functions: dict[int, Any] = {}
         self.compiled: dict[int, Any] = {}
+        self.alone: set[int] = set()  # Programs of which only one may run at a time.
 
     def functions_of(self, row: str) -> Any:
         """`init` and `round` of a row, the same for rows that share a program."""
@@ -70,11 +76,15 @@ class Trainer:
         return self.functions_of(row)[1] if found is None else found
 
     def side_by_side(
-        self, function: Callable[[Any], Any], items: Iterable[Any]
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        alone: Callable[[Any], bool] = lambda _: False,
     ) -> Iterator[Any]:
-        """Results for all items, in order, from as many threads as there may be.
+        """Results for all items, as they come, from as many threads as there may be.
 
-        What is cut short, by an error or by Ctrl-C, starts no further items.
+        What is cut short, by an error or by Ctrl-C, starts no further items. Items that
+        are `alone` run beside others, but not beside each other.
         """
         if self.threads == 1:
             yield from map(function, items)
@@ -86,8 +96,21 @@ class Trainer:
             with jax.enable_x64(in_64_bits):
                 return function(item)
 
+        left = {True: [], False: []}
+        for item in items:
+            left[alone(item)].append(item)
+        running: dict[Future[Any], bool] = {}
         with ThreadPoolExecutor(self.threads) as pool:
-            yield from pool.map(as_here, items)
+            while running or left[True] or left[False]:
+                while len(running) < self.threads:
+                    # Those that are alone take longest to get through, and go first.
+                    kind = bool(left[True]) and not any(running.values())
+                    if not left[kind]:
+                        break
+                    running[pool.submit(as_here, left[kind].pop(0))] = kind
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[future]
+                    yield future.result()
 
     def train(self, phase: str, work: Mapping[str, Work]) -> dict[str, Log]:
         """Trains networks of several rows.
@@ -145,8 +168,11 @@ class Trainer:
             in_turn = open_ones[first:] + open_ones[:first]
             due = [chunk for chunk in in_turn if chunk.number == number]
             self.progress.update(len(open_ones) - len(due))
-            for _ in self.side_by_side(_Chunk.advance, due):
+            for _ in self.side_by_side(_Chunk.advance, due, self._is_alone):
                 self.progress.update(1)
+
+    def _is_alone(self, chunk: "_Chunk") -> bool:
+        return id(self.programs[chunk.row]) in self.alone
 
     def _compile(self, chunks: list["_Chunk"]) -> None:
         """Compiles the programs that are not yet.
@@ -161,8 +187,13 @@ class Trainer:
             program = id(self.programs[chunk.row])
             if program not in self.compiled and program not in lowered:
                 lowered[program] = self.functions_of(chunk.row)[1].lower(*chunk.args())
-        found = self.side_by_side(lambda each: each.compile(), lowered.values())
-        self.compiled |= dict(zip(lowered, found, strict=True))
+                text = lowered[program].as_text()
+                if any(name in text for name in _HOLD_A_THREAD):
+                    self.alone.add(program)
+        for program, compiled in self.side_by_side(
+            lambda item: (item[0], item[1].compile()), lowered.items()
+        ):
+            self.compiled[program] = compiled
 
 
 class _Chunk:
