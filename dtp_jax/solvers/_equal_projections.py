@@ -1,5 +1,6 @@
 """The vector whose projections on the unit gradients are given."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,6 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core import linalg
+from dtp_jax.solvers._algebra import Algebra
+from dtp_jax.solvers._kernel import split_by_platform
+from dtp_jax.solvers._pseudo_inverse import PseudoInverse, pseudo_inverse
 
 # The pivots of a factorization from which on the correlations count as regular, and no
 # eigenvalues are needed.
@@ -18,6 +22,13 @@ _MIN_PIVOT_BEFORE_ROWS = 0.3
 # How often the answer from the eigenvalues is corrected at most. What remains wrong
 # falls to a thousandth each time, to a third where an eigenvalue hardly counts.
 _MAX_CORRECTIONS = 8
+
+# How often the gradients correct what a kernel found, which does not have them. They
+# are read twice each time; to ask whether that is needed would ask the host.
+_CORRECTIONS_BY_ROWS = 2
+
+# Eigenvalues and pivots up to so many times rounding count as zero.
+_ROUNDING = 8
 
 
 class EqualProjections(NamedTuple):
@@ -108,21 +119,50 @@ def _solve(
         # What is not active may hold NaN.
         return jnp.where(norms > 0, products, 0)
 
-    product, pivot = by_cosines, _MIN_PIVOT
-    if rows is not None:
-        product, pivot = by_rows, _MIN_PIVOT_BEFORE_ROWS
-    factor = jnp.linalg.cholesky(cosines, symmetrize_input=False)
-    # Where the factorization breaks down the pivots are NaN, and the test fails.
-    regular = jnp.all(jnp.diagonal(factor) > pivot)
-    x, attained = jax.lax.cond(
-        regular,
-        lambda: (_by_factor(cosines, factor, targets), targets),
-        lambda: _by_eigenvalues(cosines, targets, product),
+    by_library = functools.partial(
+        _by_library, by_cosines if rows is None else by_rows, rows is not None
+    )
+
+    def with_rows(found: list[jax.Array]) -> list[jax.Array]:
+        x, attained, *factors = found
+        largest = jnp.max(jnp.abs(x))
+        for _ in range(_CORRECTIONS_BY_ROWS):
+            step = PseudoInverse(*factors).times(attained - by_rows(x))
+            size = jnp.max(jnp.abs(step))
+            # Where what counts as zero is not, corrections may grow.
+            shrinks = size < largest / 2
+            x = x + jnp.where(shrinks, step, 0)
+            largest = jnp.where(shrinks, size, 0)
+        return [x, attained]
+
+    x, attained = split_by_platform(
+        functools.partial(_by_pivots, keep=rows is not None),
+        by_library,
+        (cosines, targets),
+        (0, 0),
+        finish=None if rows is None else with_rows,
     )
     x = jnp.where(targets > 0, x, 0)
     missing = jnp.max(jnp.abs(by_cosines(x) - targets))
     residual = missing / jnp.maximum(jnp.max(jnp.abs(x)), 1)
     return EqualProjections(x * scale, residual), attained * scale
+
+
+def _by_library(
+    product: Callable[[jax.Array], jax.Array],
+    has_rows: bool,
+    cosines: jax.Array,
+    targets: jax.Array,
+) -> list[jax.Array]:
+    factor = jnp.linalg.cholesky(cosines, symmetrize_input=False)
+    # Where the factorization breaks down the pivots are NaN, and the test fails.
+    least = _MIN_PIVOT_BEFORE_ROWS if has_rows else _MIN_PIVOT
+    regular = jnp.all(jnp.diagonal(factor) > least)
+    return jax.lax.cond(
+        regular,
+        lambda: [_by_factor(cosines, factor, targets), targets],
+        lambda: _by_eigenvalues(cosines, targets, product),
+    )
 
 
 def _by_factor(cosines: jax.Array, factor: jax.Array, targets: jax.Array) -> jax.Array:
@@ -137,7 +177,7 @@ def _by_eigenvalues(
     cosines: jax.Array,
     targets: jax.Array,
     product: Callable[[jax.Array], jax.Array],
-) -> tuple[jax.Array, jax.Array]:
+) -> list[jax.Array]:
     """The answer where the correlations may be singular.
 
     Their eigenvectors start it, and `product`, a multiplication by the correlations
@@ -146,23 +186,51 @@ def _by_eigenvalues(
     vectors, values = jax.lax.linalg.eigh(cosines, symmetrize_input=False)
     # What rounding adds to the eigenvalues: of the entries, and of the decomposition.
     noise = jnp.max(values) + targets.size**0.5
-    kept = values > 8 * jnp.finfo(values.dtype).eps * noise
+    kept = values > _ROUNDING * jnp.finfo(values.dtype).eps * noise
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
 
     def solved(projections: jax.Array) -> jax.Array:
         parts = jnp.matmul(projections, vectors, precision="highest") * inverse
         return jnp.matmul(vectors, parts, precision="highest")
 
+    return _corrected_answer(solved, jnp.all(kept), product, targets)
+
+
+def _by_pivots(
+    cosines: jax.Array, targets: jax.Array, *, keep: bool, algebra: Algebra
+) -> list[jax.Array]:
+    """The same by what a kernel has, and the pseudo-inverse with it if `keep`.
+
+    Correlations filled up with zeros have as many zero rows as were added.
+    """
+    diagonal = cosines * jnp.eye(targets.size, dtype=cosines.dtype)
+    num_tasks = jnp.sum(diagonal)
+    # No eigenvalue is larger than a sum of absolute values.
+    noise = jnp.max(jnp.sum(jnp.abs(cosines), axis=1)) + jnp.sqrt(num_tasks)
+    eps = jnp.finfo(cosines.dtype).eps
+    found = pseudo_inverse(cosines, _ROUNDING * eps * noise)
+    regular = found.rank() == num_tasks.astype(jnp.int32)
+    # The correlations still have what counts as zero. Corrections would blow it up.
+    answer = _corrected_answer(found.times, regular, found.undone, targets)
+    return [*answer, *found] if keep else answer
+
+
+def _corrected_answer(
+    solved: Callable[[jax.Array], jax.Array],
+    regular: jax.Array,
+    product: Callable[[jax.Array], jax.Array],
+    targets: jax.Array,
+) -> list[jax.Array]:
     # First the part of the targets that no vector has: it is orthogonal to all columns.
     # What is taken from it must be the projections of some vector, as products are. The
-    # eigenvectors of small eigenvalues are that only roughly.
+    # directions of small eigenvalues are that only roughly.
     beyond = _corrected(
-        jnp.where(jnp.all(kept), 0, targets),
+        jnp.where(regular, 0, targets),
         lambda part: -product(solved(solved(product(part)))),
     )
     attained = targets - beyond
     x = _corrected(solved(attained), lambda x: solved(attained - product(x)))
-    return x, attained
+    return [x, attained]
 
 
 class _Correction(NamedTuple):

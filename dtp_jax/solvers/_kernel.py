@@ -62,6 +62,7 @@ def split_by_platform(
     args: Sequence[jax.Array],
     fills: Sequence[float | None],
     batched: Sequence[bool] | None = None,
+    finish: Callable[[list[jax.Array]], list[jax.Array]] | None = None,
 ) -> list[jax.Array]:
     """`by_platform` with another function where no kernel runs.
 
@@ -71,6 +72,8 @@ def split_by_platform(
         args: As for `by_platform`.
         fills: As for `by_platform`.
         batched: Which of the arrays have a first axis more, of problems; None for none.
+        finish: From what the kernel returns to the answer, by what is no work for a
+            kernel.
 
     Returns:
         What either returns.
@@ -84,9 +87,17 @@ def split_by_platform(
     kernel = functools.partial(_padded, solver, fills)
     if batched is not None:
         kernel = jax.vmap(kernel, in_axes=[0 if many else None for many in batched])
+    if finish is not None:
+        kernel = functools.partial(_and_then, kernel, finish)
     if _interpreted():
         return kernel(*args)
     return jax.lax.platform_dependent(*args, cuda=kernel, default=elsewhere)
+
+
+def _and_then(
+    first: Callable[..., Any], second: Callable[[Any], Any], *args: jax.Array
+) -> Any:
+    return second(first(*args))
 
 
 def available() -> bool:

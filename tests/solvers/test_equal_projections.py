@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -5,10 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax.solvers._equal_projections import equal_projections
+from dtp_jax.solvers import _kernel
+from dtp_jax.solvers._equal_projections import attained_projections, equal_projections
+from tests import devices
 from tests.solvers import problems
 
 solve = jax.jit(equal_projections)
+
+
+@pytest.fixture(params=["library", "kernel"], autouse=True)
+def _way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """By eigenvalues, and by what runs as one kernel of a CUDA device."""
+    if request.param == "kernel" and _kernel._pallas() is None:
+        pytest.skip("this version of JAX makes no kernels")
+    with devices.kernels(request.param == "kernel", interpreted=True):
+        yield
 
 
 def gram(rows: Any) -> jax.Array:
@@ -58,6 +70,30 @@ def test_nearly_parallel_rows_are_told_apart() -> None:
     found = solve(gram(np.abs(rows)), jnp.ones(6))
     v = np.asarray(found.coefficients, np.float64) @ units_of(np.abs(rows))
     np.testing.assert_allclose(units_of(np.abs(rows)) @ v, 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+@pytest.mark.parametrize("num_tasks", [5, 24])
+@pytest.mark.parametrize("kind", ["spread", "and equal", "no gap"])
+def test_errors_grow_with_the_condition_number(
+    kind: str, num_tasks: int, with_rows: bool
+) -> None:
+    angle = 0.01 if kind == "no gap" else 0.03
+    generator = np.random.default_rng(0)
+    rows = 1 + angle * generator.normal(size=(num_tasks, 60))
+    if kind == "and equal":
+        rows = np.vstack([rows, 3 * rows[:1]])
+    units = units_of(rows)
+    # Without a gap some eigenvalues are just above what counts as zero, some below.
+    size = np.linalg.norm(units, 2)
+    expected = np.linalg.pinv(units, rcond=1e-3) @ np.ones(len(rows))
+    given = [jnp.asarray(rows, jnp.float32)] if with_rows else None
+    solve_for = jax.jit(lambda gramian, p: attained_projections(gramian, p, given)[0])
+    x = np.asarray(solve_for(gram(rows), jnp.ones(len(rows))), np.float64)
+    condition = (size / angle) ** (1 if with_rows else 2)
+    bound = 5e-3 if kind == "no gap" else 1e-6 * condition
+    difference = np.linalg.norm(x @ units - expected)
+    assert difference < bound * np.linalg.norm(expected)
 
 
 def test_zero_rows_and_absent_tasks_leave_the_problem() -> None:

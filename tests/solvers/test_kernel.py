@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtp_jax import balancers
+from dtp_jax import TaskGradients, balancers
 from dtp_jax.solvers import _kernel
 from tests import devices
 from tests.solvers.problems import correlated, draw, independent
@@ -21,8 +21,10 @@ from tests.solvers.problems import correlated, draw, independent
 # Each rule of a problem that has a kernel, from the Gramian to the weights.
 RULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "cagrad": balancers.cagrad_weights,
+    "config": balancers.config_weights,
     "dual_projection": balancers.dual_projection_weights,
     "fair_grad": functools.partial(balancers.fair_grad_weights, alpha=2.0),
+    "imtl_g": balancers.imtl_g_weights,
     "mgda": balancers.mgda_weights,
     "nash_mtl": balancers.nash_mtl_weights,
     "pcd": functools.partial(balancers.pcd_weights, primary=0),
@@ -30,12 +32,9 @@ RULES: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 KEY = jax.random.key(0)
 # The others, and what in their programs asks the host and calls a library. The first
-# two find out whether the correlations are singular, and correct what eigenvalues give:
-# to compute both answers each time would cost more than to ask. The next two go from
-# task to task, as often as there are tasks, which nobody has to be asked.
+# two go from task to task, as often as there are tasks, which nobody has to be asked.
+# The last one needs all eigenvalues and vectors, which is one call.
 OTHERS: dict[str, tuple[Callable[[jax.Array], Any], int, int]] = {
-    "config": (balancers.config_weights, 3, 2),
-    "imtl_g": (balancers.imtl_g_weights, 3, 2),
     "pcgrad": (functools.partial(balancers.pcgrad_weights, key=KEY), 0, 0),
     "grad_vac": (functools.partial(balancers.grad_vac_weights, key=KEY), 0, 0),
     "aligned_mtl": (balancers.aligned_mtl_weights, 0, 1),
@@ -81,13 +80,13 @@ def test_a_kernel_answers_as_the_library_does(name: str, num_tasks: int) -> None
         np.testing.assert_allclose(*vectors, rtol=0, atol=2e-5 * size)
 
 
-def exported(rule: Callable[[jax.Array], Any], num_tasks: int) -> str:
+def exported(rule: Callable[..., Any], *given: jax.Array) -> str:
     """The program for a CUDA device, which any machine can make."""
     checks = [jax.export.DisabledSafetyCheck.custom_call(TRITON)]
     with devices.kernels(True), devices.compiling_for_a_gpu():
         program = jax.export.export(
             jax.jit(rule), platforms=("cuda",), disabled_checks=checks
-        )(gramians(num_tasks)[0])
+        )(*given)
     return program.mlir_module()
 
 
@@ -134,23 +133,42 @@ def calls(text: str) -> Counter[str]:
 def test_a_solver_is_one_kernel_and_asks_the_host_nothing(
     name: str, num_tasks: int
 ) -> None:
-    text = exported(RULES[name], num_tasks)
+    text = exported(RULES[name], gramians(num_tasks)[0])
     assert asks_the_host(text) == 0
     # Two tasks have a closed form.
     closed = name == "mgda" and num_tasks == 2
     assert calls(text) == ({} if closed else {TRITON: 1})
 
 
+@pytest.mark.parametrize("make", [balancers.config, balancers.imtl_g])
+def test_gradients_that_correct_a_kernel_ask_the_host_nothing(make: Any) -> None:
+    balancer, ones = make(), jnp.ones(5)
+
+    def weights(rows: jax.Array) -> jax.Array:
+        gradients = TaskGradients.from_stacked(rows)
+        state = balancer.init(ones)
+        return balancer.update(ones, state, task_gradients=gradients)[0]
+
+    rows = jnp.asarray(draw(independent, 5, 8), jnp.float32)
+    text = exported(weights, rows)
+    assert asks_the_host(text) == 0
+    assert calls(text) == {TRITON: 1}
+    with devices.kernels(False):
+        expected = jax.jit(weights)(rows)
+    with devices.kernels(True, interpreted=True):
+        np.testing.assert_allclose(jax.jit(weights)(rows), expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_the_other_rules_ask_and_call(name: str) -> None:
     rule, questions, libraries = OTHERS[name]
-    text = exported(rule, 8)
+    text = exported(rule, gramians(8)[0])
     assert asks_the_host(text) == questions
     assert calls(text).total() == libraries
 
 
 def test_what_is_no_work_for_a_kernel_takes_the_loops() -> None:
-    text = exported(balancers.mgda_weights, 129)
+    text = exported(balancers.mgda_weights, gramians(129)[0])
     assert asks_the_host(text) == 1
     assert TRITON not in calls(text)
     with jax.enable_x64(True), devices.kernels(True, interpreted=True):
