@@ -100,7 +100,8 @@ def compare(
             It changes roundings, so it is stored in `out`.
         max_bytes: Of memory for the chunks that train side by side, roughly.
         threads: How many chunks do, in threads of their own, which changes no number;
-            None for one for each core, up to eight, on a CPU, and one elsewhere.
+            None for one for each core, up to eight, on a CPU, and one elsewhere. Of
+            methods that factorize matrices one chunk runs at a time, beside others.
         save_every: Seconds from one save of networks under way to the next.
         progress: Whether to show a progress bar, with tqdm if it is installed.
 
