@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.serialization
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -265,7 +268,8 @@ def checkpointed(name: str) -> bool:
         name: Of a link.
 
     Returns:
-        True if the state, and the parameters after another step, have the same bits.
+        True if the state, and the parameters after another step, have the same bits,
+        saved by flax and by Orbax.
     """
     tx = optax.chain(LINKS[name](NAMES), optax.adam(0.1))
     if name in NOT_SPREAD:
@@ -274,14 +278,26 @@ def checkpointed(name: str) -> bool:
     else:
         model, step = MODEL, jax.jit(step_of(tx))
     middle = step(model, tx.init(model), X)
+    fresh, after = (model, tx.init(model)), step(*middle, X)
     data = flax.serialization.to_bytes(middle)
-    restored = flax.serialization.from_bytes((model, tx.init(model)), data)
-    pairs = [(restored, middle), (step(*restored, X), step(*middle, X))]
+    restored = [flax.serialization.from_bytes(fresh, data), _by_orbax(middle, fresh)]
+    pairs = [(each, middle) for each in restored]
+    pairs += [(step(*each, X), after) for each in restored]
     return all(
         np.array_equal(ours, theirs, equal_nan=True)
         for pair in pairs
         for ours, theirs in zip(*map(jax.tree.leaves, pair), strict=True)
     )
+
+
+def _by_orbax(tree: Any, like: Any) -> Any:
+    # Its types want arguments that its decorator supplies.
+    make: Any = ocp.StandardCheckpointer
+    with tempfile.TemporaryDirectory() as folder, make() as checkpointer:
+        path = Path(folder) / "state"
+        checkpointer.save(path, tree)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(path, like)
 
 
 def _stacked_step(tx: Any, params: Any, state: Any) -> Any:
