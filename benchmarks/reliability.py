@@ -23,7 +23,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import dtp_jax
-from benchmarks import _trials
+from benchmarks import _trials, _two_processes
 from benchmarks._collectives import sent
 from benchmarks._measure import compiled, interleaved, table
 from dtp_jax import task_gradients
@@ -51,6 +51,8 @@ reliability`; every number is of that run, on eight simulated devices of a CPU.
   automatic and with explicit axes: the largest distance to one device, relative to
   the largest entry of an array. Task weights are the same bits on all devices, and
   what is remembered of each parameter starts spread as it is, or this says "no".
+* *Processes*: the same of two processes with four devices each, which find each other
+  over loopback (`jax.distributed`), data parallel.
 * *Bad steps*: each task in turn has a NaN or infinite loss, or such an entry in its
   stacked gradient, in the second of four steps: the distance of state and updates to
   the run in which it was masked. 0 means the same bits.
@@ -315,7 +317,10 @@ def main(argv: list[str] | None = None) -> None:
             jax.clear_caches()
         return
     rows = rows_of(names, args.steps)
-    header = ["method", "devices", "bad steps", "long run", "restart"]
+    apart = _two_processes.deviations([n for n in names if n not in _trials.NOT_SPREAD])
+    for row in rows:
+        row.insert(2, shown(apart[row[0]]) if row[0] in apart else "-")
+    header = ["method", "devices", "processes", "bad steps", "long run", "restart"]
     of_all = (
         INTRODUCTION.format(steps=args.steps),
         f"`XLA_FLAGS` of this table, to compile fast: `{COMPILED_FAST}`.\n",

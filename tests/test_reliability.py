@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import dtp_jax
-from benchmarks import _trials, reliability, soak
+from benchmarks import _trials, _two_processes, reliability, soak
 from benchmarks._collectives import sent
 from tests import toys
 
@@ -50,6 +50,12 @@ QUICK_MESHES = {
 )
 def test_eight_devices_train_as_one_does(name: str, mesh: str, kind: AxisType) -> None:
     assert _trials.on_a_mesh(name, mesh, kind) < DEVIATION
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_device_does() -> None:
+    names = ["dynamic_task_prioritization", "famo", "upgrad", "moco-focal"]
+    assert max(_two_processes.deviations(names).values()) < DEVIATION
 
 
 @some("moco-focal")
