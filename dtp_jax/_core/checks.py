@@ -1,10 +1,12 @@
 """Validation: Python numbers are checked, tracers and arrays are trusted."""
 
+import math
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
+import optax
 from jax.core import Tracer
 
 
@@ -16,31 +18,37 @@ def check_number(
     high: float | None = None,
     open_low: bool = False,
     open_high: bool = False,
+    infinite: bool = False,
 ) -> None:
-    """Checks that a Python number lies in an interval.
+    """Checks that a Python number is finite and lies in an interval.
 
     Arrays and tracers pass unchecked: a hyperparameter may be injected, scheduled or
-    vmapped, and its value is then not known while tracing.
+    vmapped, and its value is then not known while tracing. What is no number at all,
+    such as text, does not pass.
 
     Args:
         name: What the caller calls the value, used in the message.
-        value: A Python number, or anything else, which passes.
+        value: A Python number, or an array, a callable or None, which pass.
         low: Lower end of the interval; None for no lower end.
         high: Upper end of the interval; None for no upper end.
         open_low: Whether the lower end itself is excluded.
         open_high: Whether the upper end itself is excluded.
+        infinite: Whether infinity counts as a number.
 
     Raises:
         ValueError: If the number is not in the interval (NaN never is).
     """
+    check_real(name, value)
     if not isinstance(value, (int, float)):
         return
     above = low is None or (value > low if open_low else value >= low)
     below = high is None or (value < high if open_high else value <= high)
-    if above and below and value == value:
+    if above and below and (math.isfinite(value) or (infinite and value == value)):
         return
     left = "(-inf" if low is None else f"{'(' if open_low else '['}{low}"
     right = "inf)" if high is None else f"{high}{')' if open_high else ']'}"
+    if infinite and high is None:
+        right = "inf]"
     raise ValueError(f"{name} must be a number in {left}, {right}, got {value!r}.")
 
 
@@ -69,20 +77,64 @@ def check_scalar(name: str, value: Any, **interval: Any) -> None:
 
 
 def check_whole(name: str, value: Any, *, low: int = 0) -> None:
-    """Checks that a value, if it is a Python number, is an integer of at least `low`.
+    """Checks that a value is an integer of at least `low`, as far as it is known.
 
     Args:
         name: What the caller calls the value, used in the message.
-        value: A Python number, or anything else, which passes.
+        value: A Python number, an array or tracer of one number, or None, which pass.
         low: The smallest value allowed.
 
     Raises:
-        ValueError: If it is a float, a bool, or smaller than `low`.
+        ValueError: If it is a float, a bool, more than one number or none, or smaller
+            than `low`.
     """
-    if not isinstance(value, (int, float)):
+    check_real(name, value)
+    if value is None or getattr(value, "shape", None) == ():
         return
-    if isinstance(value, (bool, float)) or value < low:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[int, ...]) -> None:
+    """Checks that a value is one of a few integers, as far as it is known.
+
+    Args:
+        name: What the caller calls the value, used in the message.
+        value: An integer, or an array or tracer of one number, which passes.
+        choices: What it may be.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    check_real(name, value)
+    if getattr(value, "shape", None) == ():
+        return
+    if not isinstance(value, (int, float)) or value not in choices:
+        *first, last = map(str, choices)
+        raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}.")
+
+
+def check_optimizer(name: str, value: Any) -> None:
+    """Checks that a value is an optimizer of optax.
+
+    Args:
+        name: What the caller calls the value, used in the message.
+        value: The value, or None, which passes.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if value is None or isinstance(value, optax.GradientTransformation):
+        return
+    hint = ""
+    if callable(value):
+        hint = (
+            f" It is a function: call it, as in {getattr(value, '__name__', name)}()."
+        )
+    raise TypeError(
+        f"{name} must be an optax optimizer, such as optax.adam(1e-2), got "
+        f"{type(value).__name__}.{hint}"
+    )
 
 
 def check_static(name: str, value: Any, instead: str = "") -> None:
@@ -116,23 +168,25 @@ def is_traced() -> bool:
 
 
 def check_real(name: str, value: Any) -> None:
-    """Checks that what stands for a number is no text and not complex.
+    """Checks that what stands for a number is one, and not complex.
 
-    JAX reads the first as the number that it spells, and drops half of the second.
+    JAX reads text as the number that it spells, and drops half of what is complex.
 
     Args:
         name: What the caller calls the value, used in the message.
-        value: A number or an array, or None, which passes.
+        value: A number or an array. None, a callable and a container pass.
 
     Raises:
         ValueError: If it is not real.
     """
     dtype = getattr(value, "dtype", None)
-    wrong = isinstance(value, (str, bytes, complex))
-    if dtype is not None:
-        real = (jnp.bool_, jnp.integer, jnp.floating)
-        wrong = not any(jnp.issubdtype(dtype, kind) for kind in real)
-    if wrong:
+    if dtype is None:
+        passes = value is None or callable(value)
+        real = passes or isinstance(value, (int, float, list, tuple, dict))
+    else:
+        kinds = (jnp.bool_, jnp.integer, jnp.floating)
+        real = any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    if not real:
         got = type(value).__name__ if dtype is None else f"an array of {dtype}"
         raise ValueError(f"{name} must be a real number, got {got}: {value!r}.")
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .checks import check_real, check_static
+from .checks import check_number, check_real, check_static
 from .probe import is_growing
 
 
@@ -93,7 +93,8 @@ class TaskLayout:
         check_static(name, task, "the name of the task")
         if isinstance(task, str) and task in names:
             return names.index(task)
-        if not isinstance(task, (str, bool)) and 0 <= task < len(names):
+        whole = isinstance(task, (int, np.integer)) and not isinstance(task, bool)
+        if whole and 0 <= int(task) < len(names):
             return int(task)
         raise ValueError(f"{name} must be one of {', '.join(names)}, got {task!r}.")
 
@@ -306,7 +307,9 @@ def missing_value() -> float:
     return jnp.inf if config.jax_debug_nans else jnp.nan
 
 
-def per_task(name: str, value: Any, layout: TaskLayout) -> jax.Array:
+def per_task(
+    name: str, value: Any, layout: TaskLayout, *, infinite: bool = False
+) -> jax.Array:
     """Reads a hyperparameter that may differ from task to task.
 
     Args:
@@ -314,33 +317,38 @@ def per_task(name: str, value: Any, layout: TaskLayout) -> jax.Array:
         value: A scalar or a pytree like the tasks. One [T] array or a list of numbers
             only for tasks that have no names: one array, or a list of scalars.
         layout: The layout of the tasks.
+        infinite: Whether infinity counts as a number.
 
     Returns:
         A [T] vector.
 
     Raises:
-        ValueError: If it is neither, or holds something else than numbers.
+        ValueError: If it is neither, or holds something else than finite numbers.
     """
     if is_growing():
         return jnp.zeros((layout.num_tasks,), layout.dtype)
+    check_per_task(name, value, layout, infinite=infinite)
     if _is_array(value) and jnp.shape(value) == ():
         return jnp.full((layout.num_tasks,), value, layout.dtype)
-    check_per_task(name, value, layout)
     return layout.vector(name, value, or_vector=not layout.has_names)
 
 
-def check_per_task(name: str, value: Any, layout: TaskLayout) -> None:
+def check_per_task(
+    name: str, value: Any, layout: TaskLayout, *, infinite: bool = False
+) -> None:
     """Checks what `per_task` reads, where the tasks are known before the first step.
 
     Args:
         name: What the user calls it, for the messages.
         value: As for `per_task`.
         layout: The layout of the tasks.
+        infinite: As for `per_task`.
 
     Raises:
         ValueError: If `per_task` would.
     """
     if _is_array(value) and jnp.shape(value) == ():
+        check_number(name, value, infinite=infinite)
         return
     # The order of a list is that in which its writer thinks of the tasks, but the tasks
     # of a dict are sorted by name: it would go to the wrong ones without a word.
@@ -364,6 +372,8 @@ def check_per_task(name: str, value: Any, layout: TaskLayout) -> None:
                 f"{name}{jax.tree_util.keystr(path)} must be a number, got "
                 f"{_describe(leaf)}.{hint}"
             )
+        of_task = f"{name}{jax.tree_util.keystr(path)}"
+        check_number(of_task, leaf, infinite=infinite)
     if layout.has_names:
         layout.check(name, value)
 

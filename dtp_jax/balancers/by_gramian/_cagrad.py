@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, gramian_weighting
-from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.checks import check_choice, check_scalar
 from dtp_jax.solvers._cagrad_problem import cagrad_problem
 
 
@@ -113,5 +113,4 @@ def cagrad(*, c: jax.typing.ArrayLike = 0.5, rescale: Any = 0) -> Balancer:
 
 def _check(c: Any, rescale: Any) -> None:
     check_scalar("c", c, low=0, high=math.inf, open_high=True)
-    if isinstance(rescale, (int, float, str)) and rescale not in (0, 1, 2):
-        raise ValueError(f"rescale must be 0, 1 or 2, got {rescale!r}.")
+    check_choice("rescale", rescale, (0, 1, 2))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.checks import check_choice, check_scalar
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import read_losses
@@ -101,8 +101,7 @@ def dwa(*, temperature: jax.typing.ArrayLike = 2.0, lag: Literal[0, 1] = 1) -> B
         ``balance(..., heads="weights")``.
     """
     check_scalar("temperature", temperature, low=0, open_low=True)
-    if not isinstance(lag, jax.Array) and lag not in (0, 1):
-        raise ValueError(f"lag must be 0 or 1, got {lag!r}.")
+    check_choice("lag", lag, (0, 1))
 
     def init(params: Any) -> DwaState:
         layout = layout_of(params)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.checks import check_optimizer, check_scalar
 from dtp_jax._core.layout import layout_of, per_task
 from dtp_jax._core.numerics import softmax_over
 from dtp_jax._core.reads import read_losses
@@ -90,6 +90,7 @@ def famo(
     check_scalar("learning_rate", learning_rate, low=0, open_low=True)
     check_scalar("weight_decay", weight_decay, low=0)
     check_scalar("eps", eps, low=0, open_low=True)
+    check_optimizer("optimizer", optimizer)
     inner = optax.adam(learning_rate) if optimizer is None else optimizer
 
     def init(params: Any) -> FamoState:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.checks import check_optimizer, check_scalar
 from dtp_jax._core.layout import layout_of, per_task
 from dtp_jax._core.reads import read_losses
 
@@ -68,6 +68,7 @@ def imtl_l(
         chain of the two is another method.
     """
     check_scalar("bound", bound, low=0, open_low=True)
+    check_optimizer("optimizer", optimizer)
     inner = optax.adam(1e-2) if optimizer is None else optimizer
 
     def init(params: Any) -> ImtlLState:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
+from dtp_jax._core.checks import check_optimizer
 from dtp_jax._core.layout import layout_of, per_task
 from dtp_jax._core.reads import read_losses
 
@@ -70,6 +71,7 @@ def self_adaptive(
         of Computational Physics 2023, whose loss has the factor 1/2, which the rate of
         the multipliers absorbs.
     """
+    check_optimizer("optimizer", optimizer)
     inner = optax.adam(5e-3) if optimizer is None else optimizer
 
     def init(params: Any) -> SelfAdaptiveState:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, transformation
-from dtp_jax._core.checks import check_scalar
+from dtp_jax._core.checks import check_optimizer, check_scalar
 from dtp_jax._core.layout import TaskLayout, layout_of, per_task
 from dtp_jax._core.reads import read_losses
 
@@ -93,6 +93,7 @@ def uncertainty(
         if name not in get_args(Kind):
             raise ValueError(f"kind must be one of {get_args(Kind)}, got {name!r}.")
     check_scalar("bound", bound, low=0, open_low=True)
+    check_optimizer("optimizer", optimizer)
     inner = optax.adam(1e-2) if optimizer is None else optimizer
 
     def init(params: Any) -> UncertaintyState:

@@ -98,6 +98,11 @@ def excess_mtl(
     if params is not None:
         mask = shared_mask(shared, params)
         pairs = zip(jax.tree.leaves(params), mask, strict=True)
+        if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)):
+            raise TypeError(
+                "params must be the parameters of the model, or their "
+                f"jax.ShapeDtypeStruct: arrays in a pytree, got {params!r}."
+            )
         leaves = [type_of(leaf) for leaf, used in pairs if used]
     elif shared is not None:
         raise ValueError("shared says which of params are shared: give params, too.")

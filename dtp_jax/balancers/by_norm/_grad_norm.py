@@ -8,7 +8,7 @@ import optax
 
 from dtp_jax._core import control, linalg
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_scalar, check_whole
+from dtp_jax._core.checks import check_optimizer, check_scalar, check_whole
 from dtp_jax._core.counters import next_step
 from dtp_jax._core.layout import layout_of
 from dtp_jax._core.numerics import softmax_over
@@ -109,6 +109,7 @@ def grad_norm(
             f"{parametrization!r}."
         )
     softmax = parametrization == "softmax"
+    check_optimizer("optimizer", optimizer)
     inner = optax.adam(0.025) if optimizer is None else optimizer
 
     def init(params: Any) -> GradNormState:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_scalar, check_static
+from dtp_jax._core.checks import check_optimizer, check_scalar, check_static
 from dtp_jax._core.layout import TaskLayout, layout_of, per_task
 from dtp_jax._core.reads import required, required_gradients
 
@@ -103,6 +103,7 @@ def auto_lambda(
     """
     check_scalar("learning_rate", learning_rate, low=0, open_low=True)
     check_scalar("min_weight", min_weight)
+    check_optimizer("optimizer", optimizer)
     inner = optax.adam(1e-4) if optimizer is None else optimizer
 
     def init(params: Any) -> AutoLambdaState:
@@ -156,18 +157,9 @@ def _is_primary(primary: Sequence[str | int] | None, layout: TaskLayout) -> jax.
     """``[T]``, which tasks are."""
     names = layout.names
     check_static("primary", primary, "a list of them")
-    tasks = range(len(names)) if primary is None else primary
-    if isinstance(tasks, str) or not len(tasks):
+    if primary is None:
+        return jnp.ones((len(names),), bool)
+    if not isinstance(primary, Sequence) or isinstance(primary, str) or not primary:
         raise ValueError(f"primary must be a list of tasks, got {primary!r}.")
-    found = []
-    for task in tasks:
-        if isinstance(task, str) and task in names:
-            found.append(names.index(task))
-        elif not isinstance(task, (str, bool)) and 0 <= task < len(names):
-            found.append(int(task))
-        else:
-            raise ValueError(
-                f"primary names the unknown task {task!r}. The tasks are "
-                f"{', '.join(names)}."
-            )
+    found = [layout.position("primary", task) for task in primary]
     return jnp.zeros((len(names),), bool).at[jnp.array(found)].set(True)

@@ -41,10 +41,10 @@ def clip_weights(low: Any = None, high: Any = None) -> Balancer:
     if low is None and high is None:
         raise ValueError("clip_weights needs a bound: low=, high=, or both.")
     for number in jax.tree.leaves(low):
-        check_number("low", number)
-    bottom = low if isinstance(low, (int, float)) and low > 0 else 0
+        check_number("low", number, infinite=True)
+    least = low if isinstance(low, (int, float)) and low > 0 else 0
     for number in jax.tree.leaves(high):
-        check_number("high", number, low=bottom, open_low=bottom == 0)
+        check_number("high", number, low=least, open_low=least == 0, infinite=True)
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -53,8 +53,10 @@ def clip_weights(low: Any = None, high: Any = None) -> Balancer:
         layout = layout_of(updates)
         weights = layout.vector("preferences", updates)
         active = jnp.asarray(weights != 0, weights.dtype)
-        lower = per_task("low", -jnp.inf if low is None else low, layout)
-        upper = per_task("high", jnp.inf if high is None else high, layout)
+        bottom = -jnp.inf if low is None else low
+        top = jnp.inf if high is None else high
+        lower = per_task("low", bottom, layout, infinite=True)
+        upper = per_task("high", top, layout, infinite=True)
         return layout.tree(nonzero(jnp.clip(weights, lower, upper), active)), state
 
     return transformation(lambda params: optax.EmptyState(), update)

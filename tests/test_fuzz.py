@@ -1,0 +1,229 @@
+"""Nonsense for every argument: a clear error, or a finite answer of the right shape."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import dtp_jax
+from dtp_jax import balancers, combiners, curricula
+from tests import toys
+
+NAMES = ("a", "b", "c")
+STEP = jax.tree.map(lambda x: x[0], toys.random_steps(3, num_steps=1, seed=0))
+PARAMS = jnp.zeros(STEP.jacobians.shape[-1])
+BY_NAME = dict.fromkeys(NAMES, 1.0)
+# For arguments without a default.
+REQUIRED: dict[str, Any] = {
+    "balancer": balancers.mgda(),
+    "direction": BY_NAME,
+    "fn": lambda losses: losses["a"] + losses["b"] ** 2,
+    "high": 2.0,
+    "k": 2,
+    "learning_rate": 0.1,
+    "low": 0.1,
+    "min_weight": 0.1,
+    "nadir": BY_NAME,
+    "num_byzantine": 0,
+    "num_steps": 2,
+    "num_trimmed": 1,
+    "primary": "a",
+    "references": BY_NAME,
+    "schedule": {0: ["a", "b", "c"]},
+    "shares": BY_NAME,
+    "tasks": NAMES,
+    "tolerance": 1.0,
+    "weights": BY_NAME,
+}
+NONSENSE: dict[str, Any] = {
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "text": "0.3",
+    "complex": 1j,
+    "complex array": np.array(1j),
+    "list": [1.0],
+    "vector": np.ones(3),
+    "other names": {"a": 1.0},
+    "object": object(),
+}
+# Infinity is no bound.
+FINE = {("clip_weights", "high", "inf"), ("clip_weights", "low", "inf")}
+FINE |= {
+    ("mgda", "normalization", "vector"),
+    ("average_weights", "normalize", "vector"),
+}
+# Arguments that are no numbers and have tests of their own.
+NO_NUMBERS = {"tasks", "balancer", "fn", "schedule", "shared", "mask"}
+
+
+def factories() -> dict[str, Callable[..., Any]]:
+    """All that make a balancer or a link."""
+    modules = (balancers, combiners, curricula)
+    found = {n: getattr(m, n) for m in modules for n in m.__all__}
+    # It takes losses in the order of time, and no names.
+    found.pop("causal")
+    found["dynamic_task_prioritization"] = dtp_jax.dynamic_task_prioritization
+    returns = ("Balancer", "Link", "GradientTransformation")
+    returns += ("GradientTransformationExtraArgs",)
+    return {
+        name: each
+        for name, each in found.items()
+        if inspect.isfunction(each)
+        and str(inspect.signature(each).return_annotation)
+        .rsplit(".", 1)[-1]
+        .startswith(returns)
+    }
+
+
+FACTORIES = factories()
+
+
+def takes_numbers(argument: inspect.Parameter) -> bool:
+    """Whether nonsense for it is nonsense for a number."""
+    if argument.name in NO_NUMBERS or argument.kind is argument.VAR_KEYWORD:
+        return False
+    return not isinstance(argument.default, (bool, tuple))
+
+
+def of_words(argument: inspect.Parameter) -> bool:
+    """Whether it is a choice of strings."""
+    return isinstance(argument.default, str) or argument.name.startswith("normaliz")
+
+
+CASES = [
+    (name, argument.name, kind)
+    for name, factory in FACTORIES.items()
+    for argument in inspect.signature(factory).parameters.values()
+    if takes_numbers(argument)
+    for kind in NONSENSE
+    # An array is no option in words, which Python says less well.
+    if not (kind == "vector" and of_words(argument))
+    if (name, argument.name, kind) not in FINE
+]
+
+
+def made(name: str, **arguments: Any) -> Any:
+    """A link with these arguments, and with those that it must have."""
+    factory = FACTORIES[name]
+    required = {
+        each.name: REQUIRED[each.name]
+        for each in inspect.signature(factory).parameters.values()
+        if each.default is inspect.Parameter.empty
+        and each.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    found: Any = factory(**required | arguments)
+    is_link = name in combiners.__all__ or name == "dynamic_task_prioritization"
+    return found if is_link else toys.balance(found, NAMES)
+
+
+def trace(link: Any) -> Any:
+    """A step as far as its shapes."""
+    return jax.eval_shape(lambda: toys.update(link, link.init(PARAMS), STEP, NAMES)[0])
+
+
+def test_all_factories_are_here() -> None:
+    assert len(FACTORIES) > 50
+    assert {"mgda", "moco", "stages", "dynamic_task_prioritization"} <= set(FACTORIES)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_nonsense_for_a_number_is_an_error_that_names_it(name: str) -> None:
+    silent = []
+    for _, argument, kind in (case for case in CASES if case[0] == name):
+        try:
+            trace(made(name, **{argument: NONSENSE[kind]}))
+        except (ValueError, TypeError) as error:
+            if argument not in str(error):
+                silent.append((argument, kind, str(error)[:80]))
+        else:
+            silent.append((argument, kind, "nothing"))
+    assert not silent
+
+
+TEXTS = st.text(
+    st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=6
+)
+NUMBERS = st.sampled_from(
+    [0.0, 1e-30, 1e-8, 0.5, 1.0, 1e3, 1e8, 1e30, float("nan"), float("inf"), -1.0]
+)
+
+
+@st.composite
+def task_sets(draw: Any) -> list[Any]:
+    """Names of tasks, odd ones among them, or None for tasks that have none."""
+    names = draw(st.lists(TEXTS, min_size=1, max_size=4, unique=True))
+    return names if draw(st.booleans()) else len(names)
+
+
+SLOW = ("dynamic_task_prioritization", "famo", "upgrad", "equal_norms")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+@settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+@given(data=st.data())
+def test_any_names_types_and_numbers_give_finite_updates(name: str, data: Any) -> None:
+    tasks = data.draw(task_sets())
+    dtype = data.draw(st.sampled_from(["float32", "bfloat16", "float16"]))
+    count = tasks if isinstance(tasks, int) else len(tasks)
+    params = data.draw(
+        st.sampled_from(
+            [
+                jnp.ones((), dtype),
+                jnp.ones((2, 1), dtype),
+                {"w": jnp.ones(3, dtype), "empty": jnp.ones((0, 2), dtype)},
+                [jnp.ones(2, dtype), (jnp.ones((1, 1, 2), "float32"),)],
+            ]
+        )
+    )
+    values = [data.draw(NUMBERS) for _ in range(2 * count)]
+    if name == "dynamic_task_prioritization":
+        link: Any = dtp_jax.dynamic_task_prioritization(tasks, warmup_steps=1)
+    else:
+        link = dtp_jax.balance(getattr(balancers, name)(), tasks)
+
+    def like_tasks(of_task: Any) -> Any:
+        found = [of_task(index) for index in range(count)]
+        return (
+            jnp.stack(found)
+            if isinstance(tasks, int)
+            else dict(zip(tasks, found, strict=True))
+        )
+
+    def losses_fn(params: Any) -> Any:
+        total = sum(
+            jnp.sum(jnp.sin(x).astype("float32")) for x in jax.tree.leaves(params)
+        )
+        return like_tasks(lambda i: values[i] * (total - i))
+
+    tx = optax.chain(link, optax.sgd(1e-3))
+
+    def step(params: Any, state: Any) -> Any:
+        gradients = dtp_jax.task_gradients(losses_fn)(params)
+        kpis = like_tasks(lambda i: jnp.clip(jnp.asarray(values[count + i]), 0, 1))
+        return tx.update(gradients, state, params, kpis=kpis)
+
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = jax.jit(step)(params, state)
+        jax.tree.map(
+            lambda u, p: np.testing.assert_equal(
+                (u.shape, u.dtype), (p.shape, p.dtype)
+            ),
+            updates,
+            params,
+        )
+        weights = optax.tree.get(state, "task_weights")
+        assert all(np.isfinite(w).all() for w in jax.tree.leaves(weights))
