@@ -155,7 +155,7 @@ reliability: .venv/.installed-test
 	$(BIN)/python -m benchmarks.reliability --out docs/reliability.md
 
 soak: .venv/.installed-test
-	$(BIN)/python -m benchmarks.soak --seconds 3600
+	$(BIN)/python -m benchmarks.soak --seconds 3600 --page docs/reliability.md
 
 # In environments of their own, so that .venv stays as it is. The oldest are the lower ends
 # of the ranges in pyproject.toml; OLDEST and NEWEST may name other interpreters.

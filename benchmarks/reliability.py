@@ -23,7 +23,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import dtp_jax
-from benchmarks import _trials, _two_processes
+from benchmarks import _trials, _two_processes, soak
 from benchmarks._collectives import sent
 from benchmarks._measure import compiled, interleaved, table
 from dtp_jax import task_gradients
@@ -328,6 +328,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     page = "\n".join([*of_all, guard(), traffic(), calculation()])
     if args.out:
+        # `make soak` has a section of its own.
+        page = page.rstrip("\n") + "\n\n" + soak.section_of(args.out)
         args.out.write_text(page.rstrip("\n") + "\n", encoding="utf-8")
     else:
         print(page)

@@ -1,6 +1,6 @@
 """Trains with faults and kills, and compares with a run that was not killed.
 
-python -m benchmarks.soak --seconds 3600
+python -m benchmarks.soak --seconds 3600 --page docs/reliability.md
 
 Two runs take the same number of steps on a network with two heads for digits, with the
 same poisoned batches and masks. One of them is killed by SIGKILL again and again, and
@@ -9,6 +9,7 @@ memory and the number of compiled programs must stay flat.
 """
 
 import argparse
+import datetime
 import os
 import random
 import resource
@@ -21,6 +22,13 @@ from pathlib import Path
 from typing import Any
 
 SAVE_EVERY = 50
+HEADING = "## An hour of faults and kills\n"
+TEXT = """
+`make soak` trains two heads on digits by `dynamic_task_prioritization` with a guard and
+UPGrad, in steps of which some have a poisoned gradient or loss, or a task masked, and
+then once more with kills by SIGKILL, each time from what was saved last. On {date}:
+{sentence}
+"""
 
 
 def _train(folder: Path, num_steps: int) -> None:
@@ -154,9 +162,25 @@ def soak(num_steps: int, num_kills: int, seed: int = 0) -> str:
     )
 
 
+def section_of(page: Path) -> str:
+    """What a page says of the last soak, with its heading; empty if nothing."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    _, heading, rest = text.partition(HEADING)
+    return (heading + rest.split("\n## ")[0]).rstrip("\n") + "\n" if heading else ""
+
+
+def write_section(page: Path, sentence: str) -> None:
+    """Puts a soak at the end of a page, in the place of the last one."""
+    text = page.read_text(encoding="utf-8")
+    before = text.replace(section_of(page), "") if section_of(page) else text
+    section = HEADING + TEXT.format(date=datetime.date.today(), sentence=sentence)
+    page.write_text(f"{before.rstrip()}\n\n{section}", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the soak."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", type=Path, help="where to write what came of it")
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--kills", type=int, default=20)
@@ -176,7 +200,10 @@ def main(argv: list[str] | None = None) -> None:
             end = time.perf_counter()
         rate = 40 * SAVE_EVERY / max(end - middle - (middle - start), 1e-3)
         steps = max(10 * SAVE_EVERY, int(rate * args.seconds / 2.2))
-    print(soak(steps, min(args.kills, steps // SAVE_EVERY - 1)))
+    sentence = soak(steps, min(args.kills, steps // SAVE_EVERY - 1))
+    print(sentence)
+    if args.page:
+        write_section(args.page, sentence)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Nonsense for every argument: a clear error, or a finite answer of the right shape."""
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dtp_jax
-from dtp_jax import balancers, combiners, curricula
+from dtp_jax import balancers, combiners, curricula, gumbel, information, losses
 from tests import toys
 
 NAMES = ("a", "b", "c")
@@ -156,8 +157,8 @@ NUMBERS = st.sampled_from(
 
 
 @st.composite
-def task_sets(draw: Any) -> list[Any]:
-    """Names of tasks, odd ones among them, or None for tasks that have none."""
+def task_sets(draw: Any) -> list[str] | int:
+    """Names of tasks, odd ones among them, or how many there are."""
     names = draw(st.lists(TEXTS, min_size=1, max_size=4, unique=True))
     return names if draw(st.booleans()) else len(names)
 
@@ -167,12 +168,7 @@ SLOW = ("dynamic_task_prioritization", "famo", "upgrad", "equal_norms")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-@settings(
-    max_examples=12,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    database=None,
-)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_names_types_and_numbers_give_finite_updates(name: str, data: Any) -> None:
     tasks = data.draw(task_sets())
@@ -227,3 +223,57 @@ def test_any_names_types_and_numbers_give_finite_updates(name: str, data: Any) -
         )
         weights = optax.tree.get(state, "task_weights")
         assert all(np.isfinite(w).all() for w in jax.tree.leaves(weights))
+
+
+# Pure functions of numbers, and what each of their arguments may be.
+UNIT, POSITIVE, REAL = (0.01, 0.99), (0.05, 20.0), (-20.0, 20.0)
+FUNCTIONS: dict[str, tuple[Callable[..., Any], list[tuple[float, float]]]] = {
+    **{
+        f"gumbel.{name}": (getattr(gumbel, name), [REAL, REAL, POSITIVE])
+        for name in ("cdf", "logcdf", "logpdf", "logsf", "pdf", "sf")
+    },
+    "gumbel.ppf": (gumbel.ppf, [UNIT, REAL, POSITIVE]),
+    "gumbel.isf": (gumbel.isf, [UNIT, REAL, POSITIVE]),
+    "gumbel.entropy": (gumbel.entropy, [REAL, POSITIVE]),
+    "gumbel.kl_divergence": (gumbel.kl_divergence, [(-2.0, 2.0), (0.5, 2.0)] * 2),
+    "gaussian_kl": (information.gaussian_kl_divergence, [(-5.0, 5.0)] * 4),
+    "gaussian_entropy": (information.gaussian_entropy, [REAL]),
+    "self_information": (information.self_information, [UNIT]),
+    "general_robust_loss": (losses.general_robust_loss, [REAL, REAL, POSITIVE]),
+    "uncertainty_regression": (losses.uncertainty_regression, [POSITIVE, REAL]),
+    "uncertainty_laplace": (losses.uncertainty_laplace, [POSITIVE, REAL]),
+}
+SHAPES = ((), (1,), (3,), (2, 1), (2, 3), (3, 2), (0, 3))
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_functions_of_numbers_are_finite_and_of_the_shape_of_their_arguments(
+    data: Any,
+) -> None:
+    name = data.draw(st.sampled_from(sorted(FUNCTIONS)))
+    function, ranges = FUNCTIONS[name]
+    # In float16 the largest number is 65504, which some of these exceed.
+    dtype = data.draw(st.sampled_from(["float32", "bfloat16"]))
+    shapes = [data.draw(st.sampled_from(SHAPES)) for _ in ranges]
+    generator = np.random.default_rng(data.draw(st.integers(0, 99)))
+    arguments = [
+        jnp.asarray(generator.uniform(low, high, shape), dtype)
+        for (low, high), shape in zip(ranges, shapes, strict=True)
+    ]
+    try:
+        expected = np.broadcast_shapes(*shapes)
+    except ValueError:
+        with pytest.raises((ValueError, TypeError), match="shape"):
+            function(*arguments)
+        return
+    # Losses take no new axes, which distributions do, as those of SciPy.
+    axes = {len(shape) for shape in shapes if shape}
+    with contextlib.ExitStack() as stack:
+        if len(axes) > 1 and name.startswith(("uncertainty", "general")):
+            stack.enter_context(pytest.raises(ValueError, match="shape"))
+        found = function(*arguments)
+        assert found.shape == expected
+        assert jnp.issubdtype(found.dtype, jnp.floating)
+        assert jnp.isfinite(found).all()

@@ -154,6 +154,18 @@ def test_a_run_that_is_killed_ends_in_the_same_bits() -> None:
     assert "the same bits" in soak.soak(num_steps=600, num_kills=2)
 
 
+def test_a_soak_has_its_place_on_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n## First\n\nText.\n")
+    assert not soak.section_of(page)
+    soak.write_section(page, "the same bits.")
+    soak.write_section(page, "the same bits again.")
+    assert page.read_text().startswith("# Page\n\n## First\n\nText.\n\n## An hour")
+    assert page.read_text().count(soak.HEADING) == 1
+    assert page.read_text().endswith("the same bits again.\n")
+    assert soak.section_of(page).endswith("the same bits again.\n")
+
+
 def test_the_page_says_what_it_should() -> None:
     text = reliability.calculation()
     # 2 B a number, 10 B of them, sent and received: 40 GB; gathered twice and
