@@ -168,7 +168,7 @@ test-versions:
 	.venv/versions/oldest/bin/python -m pip install --quiet --group test --editable ".[flax]" \
 		jax==0.10.0 optax==0.2.8 flax==0.12.7 chex==0.1.90 matplotlib==3.9.0 \
 		scikit-learn==1.5.0 scipy==1.14.0 orbax-checkpoint==0.11.20 tqdm==4.66.0 \
-		hypothesis==6.100.0 pytest==8.0.0 pytest-xdist==3.6.1
+		hypothesis==6.100.0 pytest==8.0.0 pytest-xdist==3.6.1 pyparsing==3.1.4
 	.venv/versions/oldest/bin/python -m pytest -n 2 --dist loadfile
 	$(NEWEST) -m venv .venv/versions/newest
 	.venv/versions/newest/bin/python -m pip install --quiet "$(PIP_RANGE)"

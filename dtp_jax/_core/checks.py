@@ -106,8 +106,8 @@ def check_choice(name: str, value: Any, choices: tuple[int, ...]) -> None:
     Raises:
         ValueError: If it is something else.
     """
-    check_real(name, value)
     if getattr(value, "shape", None) == ():
+        check_real(name, value)
         return
     if not isinstance(value, (int, float)) or value not in choices:
         *first, last = map(str, choices)

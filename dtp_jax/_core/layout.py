@@ -372,8 +372,7 @@ def check_per_task(
                 f"{name}{jax.tree_util.keystr(path)} must be a number, got "
                 f"{_describe(leaf)}.{hint}"
             )
-        of_task = f"{name}{jax.tree_util.keystr(path)}"
-        check_number(of_task, leaf, infinite=infinite)
+        check_number(name + jax.tree_util.keystr(path), leaf, infinite=infinite)
     if layout.has_names:
         layout.check(name, value)
 

@@ -66,8 +66,8 @@ def every_k(
         [0.5, 0.5]
         [0.8, 0.2]
     """
-    check_whole("k", k, low=1)
     balancer = checked_balancer("balancer", balancer)
+    check_whole("k", k, low=1)
 
     def init(params: Any) -> EveryKState:
         layout = layout_of(params)

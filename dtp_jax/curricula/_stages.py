@@ -136,8 +136,8 @@ def stages(
         [5.0, 5.0]
     """
     _checked_schedule(schedule)
-    check_whole("ramp_steps", ramp_steps)
     balancer = checked_balancer("balancer", balancer)
+    check_whole("ramp_steps", ramp_steps)
 
     def init(params: Any) -> StagesState:
         timetable(schedule, layout_of(params))

@@ -59,9 +59,9 @@ def warm_up(
         [5.0, 1.0]
     """
     check_scalar("num_steps", num_steps)
+    balancer = checked_balancer("balancer", balancer)
     check_whole("num_steps", num_steps)
     check_whole("ramp_steps", ramp_steps)
-    balancer = checked_balancer("balancer", balancer)
 
     def init(params: Any) -> WarmUpState:
         active_steps = jnp.zeros((layout_of(params).num_tasks,), jnp.int32)

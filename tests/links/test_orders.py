@@ -122,6 +122,8 @@ def test_a_wrapper_around_the_link(name: str, around: Any) -> None:
 def test_errors_of_jax_about_two_structures_say_what_to_do() -> None:
     chained = opt.chain(link(), opt.sgd(0.1))
     message = r"TaskGradients'> \(the gradients of several tasks: put a link that makes"
+    if jax.__version_info__ < (0, 10, 1):
+        message = "TaskGradients"  # Its messages name a type, and no more.
     for tx in (
         opt.MultiSteps(chained, 2),
         opt.conditionally_transform(chained, always),

@@ -140,7 +140,8 @@ def test_more_tasks_than_rank() -> None:
     for number, matrix in enumerate(rows):
         units = matrix / lengths[number][:, None]
         target = units.sum(axis=0)
-        added, _ = optimize.nnls(units.T, -target)
+        found = optimize.lsq_linear(units.T, -target, (0, np.inf), "bvls", 1e-14)
+        added = np.asarray(found.x)
         agreeing[number] = np.linalg.norm(target + added @ units) > 1e-8
     assert 30 < agreeing.sum() < 70
     for weights in both(gramians(rows)):

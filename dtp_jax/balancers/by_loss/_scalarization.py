@@ -70,7 +70,7 @@ def scalarization(
                 "static_args=('fn',)."
             )
         raise TypeError(f"fn must be a function of the losses, got {fn!r}.{hint}")
-    check_scalar("fill", fill)
+    check_scalar("fill", fill, infinite=True)
 
     def rule(
         losses: jax.Array, preferences: jax.Array, layout: TaskLayout

@@ -193,7 +193,7 @@ def test_errors_say_what_to_do() -> None:
         auto_lambda(0.0)
     with pytest.raises(ValueError, match="primary must be a list of tasks, got 'a'"):
         auto_lambda(0.1, primary="a").init({"a": 1.0})
-    with pytest.raises(ValueError, match="unknown task 'd'"):
+    with pytest.raises(ValueError, match="primary must be one of a, b, got 'd'"):
         auto_lambda(0.1, primary=["d"]).init({"a": 1.0, "b": 1.0})
     state = DEFAULT.init(ONES)
     gradients = TaskGradients.from_stacked(jnp.eye(3))

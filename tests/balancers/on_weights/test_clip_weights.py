@@ -48,7 +48,7 @@ def test_a_bound_that_rises_over_a_thousand_steps(num_tasks: int) -> None:
     ("arguments", "message"),
     [
         ((), "clip_weights needs a bound"),
-        ((2.0, 1.0), r"high must be a number in \[2.0, inf\), got 1.0"),
+        ((2.0, 1.0), r"high must be a number in \[2.0, inf\], got 1.0"),
         ((None, 0.0), "high must be a number in"),
         ((-2.0, -1.0), "high must be a number in"),
         ((float("nan"),), "low must be a number in"),
