@@ -1,11 +1,13 @@
 """Validation: Python numbers are checked, tracers and arrays are trusted."""
 
 import math
+import operator
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -39,16 +41,18 @@ def check_number(
         ValueError: If the number is not in the interval (NaN never is).
     """
     check_real(name, value)
+    value = _as_python(value)
     if not isinstance(value, (int, float)):
         return
     above = low is None or (value > low if open_low else value >= low)
     below = high is None or (value < high if open_high else value <= high)
-    if above and below and (math.isfinite(value) or (infinite and value == value)):
+    known = abs(value) < math.inf or (infinite and value == value)
+    if above and below and known:
         return
-    left = "(-inf" if low is None else f"{'(' if open_low else '['}{low}"
-    right = "inf)" if high is None else f"{high}{')' if open_high else ']'}"
-    if infinite and high is None:
-        right = "inf]"
+    left = f"{'[' if infinite else '('}-inf"
+    right = f"inf{']' if infinite else ')'}"
+    left = left if low is None else f"{'(' if open_low else '['}{low}"
+    right = right if high is None else f"{high}{')' if open_high else ']'}"
     raise ValueError(f"{name} must be a number in {left}, {right}, got {value!r}.")
 
 
@@ -89,6 +93,7 @@ def check_whole(name: str, value: Any, *, low: int = 0) -> None:
             than `low`.
     """
     check_real(name, value)
+    value = _as_python(value)
     if value is None or getattr(value, "shape", None) == ():
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
@@ -106,6 +111,7 @@ def check_choice(name: str, value: Any, choices: tuple[int, ...]) -> None:
     Raises:
         ValueError: If it is something else.
     """
+    value = _as_python(value)
     if getattr(value, "shape", None) == ():
         check_real(name, value)
         return
@@ -128,9 +134,9 @@ def check_optimizer(name: str, value: Any) -> None:
         return
     hint = ""
     if callable(value):
-        hint = (
-            f" It is a function: call it, as in {getattr(value, '__name__', name)}()."
-        )
+        hint = " It is a function: call it, with a learning rate if it takes one."
+    if hasattr(value, "gradient_transformation"):
+        hint = " Its method gradient_transformation() returns one."
     raise TypeError(
         f"{name} must be an optax optimizer, such as optax.adam(1e-2), got "
         f"{type(value).__name__}.{hint}"
@@ -279,3 +285,24 @@ def _shape_of(array: Any) -> tuple[int, ...]:
     # The shape of a list is that of the array it makes, tracers in it or not.
     listed = isinstance(array, (list, tuple))
     return jnp.shape(jnp.asarray(array) if listed else array)
+
+
+def index_of(value: Any) -> int:
+    """An integer, of Python, NumPy or a JAX array; -1 for what is none, as a bool is.
+
+    Example:
+        >>> import numpy as np
+        >>> index_of(np.int64(3)), index_of("3"), index_of(True), index_of(0.5)
+        (3, -1, -1, -1)
+    """
+    if isinstance(value, (str, bool)):
+        return -1
+    try:
+        return operator.index(value)
+    except TypeError:
+        return -1
+
+
+def _as_python(value: Any) -> Any:
+    # A number of NumPy is known, as one of Python is.
+    return value.item() if isinstance(value, np.generic) else value

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .checks import check_number, check_real, check_static
+from .checks import check_number, check_real, check_static, index_of
 from .probe import is_growing
 
 
@@ -93,9 +93,8 @@ class TaskLayout:
         check_static(name, task, "the name of the task")
         if isinstance(task, str) and task in names:
             return names.index(task)
-        whole = isinstance(task, (int, np.integer)) and not isinstance(task, bool)
-        if whole and 0 <= int(task) < len(names):
-            return int(task)
+        if 0 <= (place := index_of(task)) < len(names):
+            return place
         raise ValueError(f"{name} must be one of {', '.join(names)}, got {task!r}.")
 
     def tree(self, vector: jax.Array) -> Any:

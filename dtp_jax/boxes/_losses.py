@@ -60,10 +60,9 @@ def kl_loss(
     References:
         He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.2.
     """
-    check_number("log_variance_min", log_variance_min)
-    check_number("log_variance_max", log_variance_max)
-    if isinstance(log_variance_min, (int, float)):
-        check_number("log_variance_max", log_variance_max, low=log_variance_min)
+    check_number("log_variance_min", log_variance_min, infinite=True)
+    least = log_variance_min if isinstance(log_variance_min, (int, float)) else None
+    check_number("log_variance_max", log_variance_max, low=least, infinite=True)
     prediction, target = as_pairs("prediction", prediction, "target", target)
     error = difference(prediction, target)
     log_variance = as_boxes("log_variance", log_variance)

@@ -187,13 +187,19 @@ class Trainer:
             program = id(self.programs[chunk.row])
             if program not in self.compiled and program not in lowered:
                 lowered[program] = self.functions_of(chunk.row)[1].lower(*chunk.args())
-                text = lowered[program].as_text()
-                if any(name in text for name in _HOLD_A_THREAD):
+                if self.threads > 1 and _holds_a_thread(lowered[program]):
                     self.alone.add(program)
         for program, compiled in self.side_by_side(
             lambda item: (item[0], item[1].compile()), lowered.items()
         ):
             self.compiled[program] = compiled
+
+
+def _holds_a_thread(lowered: Any) -> bool:
+    # Without the numbers of large constants, such as a set of data.
+    operation = lowered.compiler_ir("stablehlo").operation
+    text = operation.get_asm(large_elements_limit=8)
+    return any(name in text for name in _HOLD_A_THREAD)
 
 
 class _Chunk:

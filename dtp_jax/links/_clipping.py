@@ -49,7 +49,7 @@ def clip_each_task(max_norm: jax.typing.ArrayLike) -> Balancer:
         >>> [round(update, 4) for update in updates.tolist()]
         [0.6, 0.9]
     """
-    check_scalar("max_norm", max_norm, low=0, open_low=True)
+    check_scalar("max_norm", max_norm, low=0, open_low=True, infinite=True)
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any

@@ -157,7 +157,7 @@ def uncertainty_laplace(
 def _bounded(
     log_variance: jax.typing.ArrayLike, bound: jax.typing.ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    check_number("bound", bound, low=0, open_low=True)
+    check_number("bound", bound, low=0, open_low=True, infinite=True)
     dtype = working_type(log_variance, bound)
     s, limit = jnp.asarray(log_variance, dtype), jnp.asarray(bound, dtype)
     inside = jnp.where(s > limit, limit, jnp.where(s < -limit, -limit, s))

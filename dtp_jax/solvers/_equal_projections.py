@@ -27,6 +27,9 @@ _MAX_CORRECTIONS = 8
 # are read twice each time; to ask whether that is needed would ask the host.
 _CORRECTIONS_BY_ROWS = 2
 
+# The most tasks in a kernel, which holds four matrices in its registers.
+_MAX_SIZE = 64
+
 # Eigenvalues and pivots up to so many times rounding count as zero.
 _ROUNDING = 8
 
@@ -135,13 +138,16 @@ def _solve(
             largest = jnp.where(shrinks, size, 0)
         return [x, attained]
 
-    x, attained = split_by_platform(
-        functools.partial(_by_pivots, keep=rows is not None),
-        by_library,
-        (cosines, targets),
-        (0, 0),
-        finish=None if rows is None else with_rows,
-    )
+    if targets.size > _MAX_SIZE:
+        x, attained = by_library(cosines, targets)
+    else:
+        x, attained = split_by_platform(
+            functools.partial(_by_pivots, keep=rows is not None),
+            by_library,
+            (cosines, targets),
+            (0, 0),
+            finish=None if rows is None else with_rows,
+        )
     x = jnp.where(targets > 0, x, 0)
     missing = jnp.max(jnp.abs(by_cosines(x) - targets))
     residual = missing / jnp.maximum(jnp.max(jnp.abs(x)), 1)

@@ -86,8 +86,9 @@ def chebyshev(
             ratio = jnp.clip((losses - ideal) / span, _MIN_RATIO, _MAX_RATIO)
             scaled = jnp.log(ratio) + jnp.log(jnp.where(active, preferences, 1))
             # A compiler may make one product of two divisors, which must not vanish.
-            tiny = jnp.finfo(losses.dtype).tiny
-            slopes = jnp.sum(active) / jnp.maximum(span * ratio, tiny)
+            count = jnp.sum(active)
+            least = jnp.maximum(count, 1) * jnp.finfo(losses.dtype).tiny
+            slopes = count / jnp.maximum(span * ratio, least)
         # The difference of two exponents must not overflow.
         largest = jnp.finfo(losses.dtype).max / 4
         scaled = jnp.clip(scaled / mu, -largest, largest)

@@ -100,7 +100,7 @@ def dwa(*, temperature: jax.typing.ArrayLike = 2.0, lag: Literal[0, 1] = 1) -> B
         are the same to rounding. The guards for zero losses are ours. Heads:
         ``balance(..., heads="weights")``.
     """
-    check_scalar("temperature", temperature, low=0, open_low=True)
+    check_scalar("temperature", temperature, low=0, open_low=True, infinite=True)
     check_choice("lag", lag, (0, 1))
 
     def init(params: Any) -> DwaState:

@@ -67,7 +67,7 @@ def imtl_l(
         ``balance(..., heads="weights")``. For the paper's whole IMTL see `imtl_g`: a
         chain of the two is another method.
     """
-    check_scalar("bound", bound, low=0, open_low=True)
+    check_scalar("bound", bound, low=0, open_low=True, infinite=True)
     check_optimizer("optimizer", optimizer)
     inner = optax.adam(1e-2) if optimizer is None else optimizer
 

@@ -89,7 +89,7 @@ def relobralo(
         ``balance(..., heads="weights")``.
     """
     check_scalar("alpha", alpha, low=0, high=1)
-    check_scalar("temperature", temperature, low=0, open_low=True)
+    check_scalar("temperature", temperature, low=0, open_low=True, infinite=True)
     check_scalar("rho", rho, low=0, high=1)
     check_whole("seed", seed)
 

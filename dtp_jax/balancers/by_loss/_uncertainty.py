@@ -92,7 +92,7 @@ def uncertainty(
     for name in kinds:
         if name not in get_args(Kind):
             raise ValueError(f"kind must be one of {get_args(Kind)}, got {name!r}.")
-    check_scalar("bound", bound, low=0, open_low=True)
+    check_scalar("bound", bound, low=0, open_low=True, infinite=True)
     check_optimizer("optimizer", optimizer)
     inner = optax.adam(1e-2) if optimizer is None else optimizer
 

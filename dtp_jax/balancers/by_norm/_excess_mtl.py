@@ -98,12 +98,14 @@ def excess_mtl(
     if params is not None:
         mask = shared_mask(shared, params)
         pairs = zip(jax.tree.leaves(params), mask, strict=True)
-        if not all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(params)):
-            raise TypeError(
-                "params must be the parameters of the model, or their "
-                f"jax.ShapeDtypeStruct: arrays in a pytree, got {params!r}."
-            )
-        leaves = [type_of(leaf) for leaf, used in pairs if used]
+        used = [leaf for leaf, is_used in pairs if is_used]
+        for leaf in used:
+            if not hasattr(leaf, "dtype"):
+                raise TypeError(
+                    "params must hold the arrays of the model, or their "
+                    f"jax.ShapeDtypeStruct, got {type(leaf).__name__}."
+                )
+        leaves = list(map(type_of, used))
     elif shared is not None:
         raise ValueError("shared says which of params are shared: give params, too.")
 

@@ -1,6 +1,6 @@
 """Auto-lambda: weights that descend on the loss of a validation batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -159,7 +159,10 @@ def _is_primary(primary: Sequence[str | int] | None, layout: TaskLayout) -> jax.
     check_static("primary", primary, "a list of them")
     if primary is None:
         return jnp.ones((len(names),), bool)
-    if not isinstance(primary, Sequence) or isinstance(primary, str) or not primary:
+    given: Any = primary
+    listed = isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
+    tasks = list(given) if listed and getattr(given, "shape", None) != () else []
+    if not tasks:
         raise ValueError(f"primary must be a list of tasks, got {primary!r}.")
-    found = [layout.position("primary", task) for task in primary]
+    found = [layout.position("each of primary", task) for task in tasks]
     return jnp.zeros((len(names),), bool).at[jnp.array(found)].set(True)

@@ -1,5 +1,6 @@
 """Weights within bounds."""
 
+import math
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ def clip_weights(low: Any = None, high: Any = None) -> Balancer:
     if low is None and high is None:
         raise ValueError("clip_weights needs a bound: low=, high=, or both.")
     for number in jax.tree.leaves(low):
-        check_number("low", number, infinite=True)
+        check_number("low", number, high=math.inf, open_high=True, infinite=True)
     least = low if isinstance(low, (int, float)) and low > 0 else 0
     for number in jax.tree.leaves(high):
         check_number("high", number, low=least, open_low=least == 0, infinite=True)
