@@ -11,7 +11,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -33,24 +35,30 @@ def deviations(names: Sequence[str]) -> dict[str, float]:
     Returns:
         By link, the largest distance relative to the largest entry of an array.
     """
+    if not names:
+        return {}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={DEVICES}"
-    children = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "benchmarks._two_processes", *names),
-                *("--number", str(number), "--port", str(port)),
-            ],
-            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(PROCESSES)
-    ]
-    said = [child.communicate()[0] for child in children]
-    if any(child.returncode for child in children):
+    children: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        # Not through pipes: one that is full would stop a process that the other needs.
+        files = [Path(folder) / str(number) for number in range(PROCESSES)]
+        try:
+            for number, file in enumerate(files):
+                command = [sys.executable, "-m", "benchmarks._two_processes", *names]
+                command += ["--number", str(number), "--port", str(port)]
+                settings = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+                with file.open("w") as out:
+                    children.append(subprocess.Popen(command, env=settings, stdout=out))
+            codes = [child.wait(timeout=120 + 120 * len(names)) for child in children]
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+        said = [file.read_text(encoding="utf-8") for file in files]
+    if any(codes):
         sys.exit("A process failed.")
     # Gloo, which carries what they send, says hello between the lines.
     lines = [[line.split() for line in text.splitlines()] for text in said]

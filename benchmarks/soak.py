@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SAVE_EVERY = 50
-HEADING = "## An hour of faults and kills\n"
+HEADING = "## Faults and kills\n"
 TEXT = """
 `make soak` trains two heads on digits by `dynamic_task_prioritization` with a guard and
 UPGrad, in steps of which some have a poisoned gradient or loss, or a task masked, and
@@ -172,7 +172,8 @@ def section_of(page: Path) -> str:
 def write_section(page: Path, sentence: str) -> None:
     """Puts a soak at the end of a page, in the place of the last one."""
     text = page.read_text(encoding="utf-8")
-    before = text.replace(section_of(page), "") if section_of(page) else text
+    last = section_of(page).rstrip("\n")
+    before = text.replace(last, "") if last else text
     section = HEADING + TEXT.format(date=datetime.date.today(), sentence=sentence)
     page.write_text(f"{before.rstrip()}\n\n{section}", encoding="utf-8")
 

@@ -63,6 +63,7 @@ FINE = {
     ("dwa", "temperature", "inf"),
     ("imtl_l", "bound", "inf"),
     ("relobralo", "temperature", "inf"),
+    ("scalarization", "fill", "inf"),
     ("uncertainty", "bound", "inf"),
 }
 FINE |= {

@@ -160,7 +160,7 @@ def test_a_soak_has_its_place_on_the_page(tmp_path: Path) -> None:
     assert not soak.section_of(page)
     soak.write_section(page, "the same bits.")
     soak.write_section(page, "the same bits again.")
-    assert page.read_text().startswith("# Page\n\n## First\n\nText.\n\n## An hour")
+    assert page.read_text().startswith("# Page\n\n## First\n\nText.\n\n## Faults")
     assert page.read_text().count(soak.HEADING) == 1
     assert page.read_text().endswith("the same bits again.\n")
     assert soak.section_of(page).endswith("the same bits again.\n")
