@@ -105,7 +105,8 @@ def test_perfect_proposals_have_no_loss_and_are_found(splits):
 
     losses, kpis = losses_and_kpis(Oracle(proposals), scenes)
     assert losses["class"] == 0
-    assert losses["box"] == 0
+    # The square of what a compiler may round otherwise than single operations.
+    assert losses["box"] <= (8 * np.finfo(np.float32).eps) ** 2
     assert kpis["class"] == 1
     np.testing.assert_allclose(kpis["box"], 1, rtol=1e-5)
 
