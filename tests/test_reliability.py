@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import dtp_jax
 from benchmarks import _trials, _two_processes, reliability, soak
 from benchmarks._collectives import sent
+from dtp_jax.gradients import _spread
 from tests import toys
 
 NAMES = _trials.NAMES
@@ -137,6 +138,9 @@ def test_a_step_by_the_gramian_reduces_each_row_once_and_gathers_none(
     assert found["all-gather"] <= plain["all-gather"] + few
 
 
+@pytest.mark.skipif(
+    _spread.shard_alike is None, reason="this version of JAX has no shard_alike"
+)
 @pytest.mark.parametrize(
     "mode", ["switch", pytest.param("map", marks=pytest.mark.slow)]
 )

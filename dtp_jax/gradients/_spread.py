@@ -1,12 +1,18 @@
 """Gradients that lie over the devices as their parameters do."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.experimental.shard_alike import shard_alike
 
 from dtp_jax._core import meshes
+
+shard_alike: Any = None
+# Gone from jax 0.12 on, and nothing in its place: gradients that a loop stacks are then
+# spread as the compiler likes.
+with contextlib.suppress(ImportError):
+    from jax.experimental.shard_alike import shard_alike
 
 
 def may_be_spread(kinds: Sequence[Any]) -> bool:
@@ -36,8 +42,11 @@ def references(leaves: Sequence[jax.Array]) -> list[jax.Array]:
         leaves: The parameters.
 
     Returns:
-        The parameters; none where no axis of a mesh is automatic.
+        The parameters; none where no axis of a mesh is automatic, or JAX has no way to
+        say it.
     """
+    if shard_alike is None:
+        return []
     automatic = [meshes.is_automatic(jax.typeof(x).sharding.mesh) for x in leaves]
     return list(leaves) if any(automatic) else []
 
