@@ -157,9 +157,7 @@ def _is_primary(primary: Sequence[str | int] | None, layout: TaskLayout) -> jax.
     """``[T]``, which tasks are."""
     names = layout.names
     check_static("primary", primary, "a list of them")
-    if primary is None:
-        return jnp.ones((len(names),), bool)
-    given: Any = primary
+    given: Any = range(len(names)) if primary is None else primary
     listed = isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
     tasks = list(given) if listed and getattr(given, "shape", None) != () else []
     if not tasks:
