@@ -87,13 +87,14 @@ def description_of(wheel: zipfile.ZipFile) -> str:
     return str(metadata_of(wheel).get_payload())
 
 
-def test_the_source_distribution_has_every_file_of_the_repository(source: Path) -> None:
+def test_the_source_distribution_has_the_files_of_the_repository(source: Path) -> None:
     packed = {
         path.relative_to(source).as_posix()
         for path in source.rglob("*")
         if path.is_file()
     }
-    assert tracked_files() <= packed
+    # What was trained is large, and the code trains it again.
+    assert tracked_files() - packed == {"benchmarks/evidence/runs.tar.xz"}
     assert not [name for name in packed if name.endswith(".pyc")]
 
 
