@@ -158,7 +158,8 @@ soak: .venv/.installed-test
 	$(BIN)/python -m benchmarks.soak --seconds 3600 --page docs/reliability.md
 
 # In environments of their own, so that .venv stays as it is. The oldest are the lower ends
-# of the ranges in pyproject.toml; OLDEST and NEWEST may name other interpreters.
+# of the ranges in pyproject.toml, and a pyparsing that does not warn of that matplotlib;
+# OLDEST and NEWEST may name other interpreters.
 OLDEST ?= $(PYTHON)
 NEWEST ?= $(PYTHON)
 test-versions:

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dtp_jax import task_gradients
-from tests import toys
+from tests import saving, toys
 from tests.catalogue import METHODS
 from tests.combiner_catalogue import COMBINERS
 
@@ -279,8 +277,11 @@ def checkpointed(name: str) -> bool:
         model, step = MODEL, jax.jit(step_of(tx))
     middle = step(model, tx.init(model), X)
     fresh, after = (model, tx.init(model)), step(*middle, X)
-    data = flax.serialization.to_bytes(middle)
-    restored = [flax.serialization.from_bytes(fresh, data), _by_orbax(middle, fresh)]
+    with tempfile.TemporaryDirectory() as folder:
+        restored = [
+            round_trip(middle, fresh, Path(folder))
+            for round_trip in (saving.by_flax, saving.by_orbax)
+        ]
     pairs = [(each, middle) for each in restored]
     pairs += [(step(*each, X), after) for each in restored]
     return all(
@@ -288,16 +289,6 @@ def checkpointed(name: str) -> bool:
         for pair in pairs
         for ours, theirs in zip(*map(jax.tree.leaves, pair), strict=True)
     )
-
-
-def _by_orbax(tree: Any, like: Any) -> Any:
-    # Its types want arguments that its decorator supplies.
-    make: Any = ocp.StandardCheckpointer
-    with tempfile.TemporaryDirectory() as folder, make() as checkpointer:
-        path = Path(folder) / "state"
-        checkpointer.save(path, tree)
-        checkpointer.wait_until_finished()
-        return checkpointer.restore(path, like)
 
 
 def _stacked_step(tx: Any, params: Any, state: Any) -> Any:

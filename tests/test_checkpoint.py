@@ -2,14 +2,13 @@ from pathlib import Path
 from typing import Any
 
 import chex
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 from dtp_jax import dynamic_task_prioritization, task_gradients
+from tests.saving import by_flax, by_orbax
 
 PARAMS = {"w": jnp.array([0.5, -0.3, 0.8])}
 BATCHES = jax.random.normal(jax.random.key(0), (6, 4, 3))
@@ -17,9 +16,6 @@ LINK = dynamic_task_prioritization(
     ["a", "b"], warmup_steps=1, stages={0: ["a"], 2: ["a", "b"]}, normalize="sum_to_T"
 )
 TX = optax.chain(LINK, optax.clip_by_global_norm(1.0), optax.adam(0.05))
-
-# Its types want arguments that its decorator supplies.
-make_checkpointer: Any = ocp.StandardCheckpointer
 
 
 def losses_fn(params: Any, x: jax.Array) -> dict[str, jax.Array]:
@@ -40,19 +36,6 @@ def train(carry: tuple[Any, Any], batches: jax.Array) -> tuple[Any, Any]:
     for x in batches:
         params, state = step(params, state, x)
     return params, state
-
-
-def by_flax(tree: Any, like: Any, path: Path) -> Any:
-    file = path / "state.msgpack"
-    file.write_bytes(flax.serialization.to_bytes(tree))
-    return flax.serialization.from_bytes(like, file.read_bytes())
-
-
-def by_orbax(tree: Any, like: Any, path: Path) -> Any:
-    with make_checkpointer() as checkpointer:
-        checkpointer.save(path / "state", tree)
-        checkpointer.wait_until_finished()
-        return checkpointer.restore(path / "state", like)
 
 
 @pytest.mark.parametrize("round_trip", [by_flax, by_orbax])

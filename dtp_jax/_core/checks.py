@@ -1,7 +1,7 @@
 """Validation: Python numbers are checked, tracers and arrays are trusted."""
 
-import math
 import operator
+import sys
 from typing import Any
 
 import jax
@@ -46,7 +46,8 @@ def check_number(
         return
     above = low is None or (value > low if open_low else value >= low)
     below = high is None or (value < high if open_high else value <= high)
-    known = abs(value) < math.inf or (infinite and value == value)
+    # Neither infinite nor an integer that no float is as large as.
+    known = abs(value) <= sys.float_info.max or (infinite and value == value)
     if above and below and known:
         return
     left = f"{'[' if infinite else '('}-inf"
@@ -161,6 +162,28 @@ def check_static(name: str, value: Any, instead: str = "") -> None:
             f"optax.inject_hyperparams traces all numbers: add static_args=('{name}',)"
             f"{other}."
         )
+
+
+def index_of(value: Any) -> int:
+    """Reads an integer.
+
+    Args:
+        value: Of Python, NumPy or JAX, or anything else.
+
+    Returns:
+        The integer; -1 for what is none, as text, a bool and a float are.
+
+    Example:
+        >>> import numpy as np
+        >>> index_of(np.int64(3)), index_of("3"), index_of(True), index_of(0.5)
+        (3, -1, -1, -1)
+    """
+    if isinstance(value, (str, bool)):
+        return -1
+    try:
+        return operator.index(value)
+    except TypeError:
+        return -1
 
 
 def is_traced() -> bool:
@@ -285,22 +308,6 @@ def _shape_of(array: Any) -> tuple[int, ...]:
     # The shape of a list is that of the array it makes, tracers in it or not.
     listed = isinstance(array, (list, tuple))
     return jnp.shape(jnp.asarray(array) if listed else array)
-
-
-def index_of(value: Any) -> int:
-    """An integer, of Python, NumPy or a JAX array; -1 for what is none, as a bool is.
-
-    Example:
-        >>> import numpy as np
-        >>> index_of(np.int64(3)), index_of("3"), index_of(True), index_of(0.5)
-        (3, -1, -1, -1)
-    """
-    if isinstance(value, (str, bool)):
-        return -1
-    try:
-        return operator.index(value)
-    except TypeError:
-        return -1
 
 
 def _as_python(value: Any) -> Any:

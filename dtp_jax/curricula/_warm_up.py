@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, checked_balancer, transformation
-from dtp_jax._core.checks import check_scalar, check_whole
+from dtp_jax._core.checks import check_whole
 from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import layout_of
 
@@ -58,7 +58,6 @@ def warm_up(
         >>> weights.tolist()
         [5.0, 1.0]
     """
-    check_scalar("num_steps", num_steps)
     balancer = checked_balancer("balancer", balancer)
     check_whole("num_steps", num_steps)
     check_whole("ramp_steps", ramp_steps)

@@ -207,7 +207,8 @@ def _by_pivots(
 ) -> list[jax.Array]:
     """The same by what a kernel has, and the pseudo-inverse with it if `keep`.
 
-    Correlations filled up with zeros have as many zero rows as were added.
+    Correlations filled up with zeros have as many zero rows as were added. Of the
+    algebra that solvers get it needs nothing.
     """
     diagonal = cosines * jnp.eye(targets.size, dtype=cosines.dtype)
     num_tasks = jnp.sum(diagonal)

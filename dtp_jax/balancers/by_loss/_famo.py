@@ -66,6 +66,7 @@ def famo(
         zero, which would mean "not active", an active task gets 1e-30.
 
     Raises:
+        TypeError: If `optimizer` is none of optax.
         ValueError: If a hyperparameter is out of range; from `update`, if there are no
             losses, or `min_losses` or `previous_losses` do not match the tasks.
 

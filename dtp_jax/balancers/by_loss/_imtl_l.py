@@ -49,6 +49,7 @@ def imtl_l(
         A loss-driven balancer.
 
     Raises:
+        TypeError: If `optimizer` is none of optax.
         ValueError: If `bound` is not positive; from `update`, if there are no losses.
 
     Example:

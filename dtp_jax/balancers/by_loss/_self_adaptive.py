@@ -53,6 +53,7 @@ def self_adaptive(
         A loss-driven balancer, for losses of at least 0, which count up to 1e15.
 
     Raises:
+        TypeError: If `optimizer` is none of optax.
         ValueError: If `init_value` does not match the tasks; from `update`, if there
             are no losses or they do not match the tasks.
 

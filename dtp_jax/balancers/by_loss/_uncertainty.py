@@ -68,6 +68,7 @@ def uncertainty(
         A loss-driven balancer.
 
     Raises:
+        TypeError: If `optimizer` is none of optax.
         ValueError: If `kind` is unknown or does not match the tasks, `bound` is not
             positive, or from `update`, if there are no losses.
 

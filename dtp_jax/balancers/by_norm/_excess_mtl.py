@@ -73,6 +73,7 @@ def excess_mtl(
         A balancer whose weights are the preferences times weights of sum 1.
 
     Raises:
+        TypeError: If `params` holds anything but arrays.
         ValueError: If `step_size` is negative or `shared` does not fit; from `update`,
             if there are no task gradients, or others than of `params`.
 

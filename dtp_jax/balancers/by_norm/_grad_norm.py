@@ -76,6 +76,7 @@ def grad_norm(
         A balancer whose weights sum to T for preferences of one.
 
     Raises:
+        TypeError: If `optimizer` is none of optax.
         ValueError: If a hyperparameter is out of range; from `update`, if there are no
             losses or no task gradients.
 

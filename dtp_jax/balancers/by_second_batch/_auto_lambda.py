@@ -75,6 +75,7 @@ def auto_lambda(
         A balancer.
 
     Raises:
+        TypeError: If `optimizer` is none of optax.
         ValueError: If a number is out of range or `primary` no list of tasks; from
             `update`, if there are no gradients of either batch.
 

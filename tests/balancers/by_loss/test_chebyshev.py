@@ -116,6 +116,12 @@ def test_far_apart_losses_stay_finite() -> None:
             assert (found > 0).all()
 
 
+def test_many_losses_on_a_tiny_scale_stay_finite() -> None:
+    # The count of the tasks, too, is divided by what may hardly be more than zero.
+    found, _ = over(chebyshev(nadir=1e-20), np.zeros((1, 8)), np.ones(8))
+    assert np.isfinite(found).all()
+
+
 def test_a_nadir_that_is_not_above_counts_as_one_above() -> None:
     expected = weigh(LOSSES, nadir=1.0)
     np.testing.assert_allclose(weigh(LOSSES, nadir=0.0), expected, rtol=1e-6)
