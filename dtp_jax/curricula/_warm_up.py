@@ -59,6 +59,8 @@ def warm_up(
         [5.0, 1.0]
     """
     balancer = checked_balancer("balancer", balancer)
+    # Of its errors this says best what is wrong with one number for each task.
+    check_scalar("num_steps", num_steps)
     check_whole("num_steps", num_steps)
     check_whole("ramp_steps", ramp_steps)
 
