@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, checked_balancer, transformation
-from dtp_jax._core.checks import check_whole
+from dtp_jax._core.checks import check_scalar, check_whole
 from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import layout_of
 
