@@ -38,7 +38,7 @@ class _StopError(Exception):
     """Raised in the middle of a run."""
 
 
-@pytest.mark.parametrize("count", [2, 23])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 23])
 def test_an_exception_costs_nothing_but_time(
     undisturbed: Comparison,
     count: int,

@@ -115,7 +115,9 @@ def test_systematic_draws_vary_less(k: int) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("num_tasks", [1, 2, 64, 128])
+@pytest.mark.parametrize(
+    "num_tasks", [1, 2, pytest.param(64, marks=pytest.mark.slow), 128]
+)
 def test_many_tasks_of_uneven_weights_are_drawn_once(
     method: Any, num_tasks: int
 ) -> None:

@@ -68,7 +68,7 @@ def test_losses_and_gramian_at_the_features(make: Any, jit: bool) -> None:
     assert_near(gramian, rows @ rows.T, rtol=1e-5)
 
 
-@pytest.mark.parametrize("num_tasks", [8, 9, 65])
+@pytest.mark.parametrize("num_tasks", [8, 9, pytest.param(65, marks=pytest.mark.slow)])
 def test_any_number_of_heads(num_tasks: int) -> None:
     weights = jax.random.normal(KEYS[0], (num_tasks, 7))
     targets = jax.random.normal(KEYS[1], (num_tasks, 6))

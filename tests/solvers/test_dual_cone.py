@@ -74,7 +74,9 @@ def test_the_minimum_by_enumeration(num_tasks: int) -> None:
         assert (found[number] >= targets[number] - 1e-6).all()
 
 
-@pytest.mark.parametrize("num_tasks", [2, 3, 8, 32])
+@pytest.mark.parametrize(
+    "num_tasks", [2, 3, 8, pytest.param(32, marks=pytest.mark.slow)]
+)
 def test_no_task_is_conflicted_with(num_tasks: int) -> None:
     sizes = [10 * num_tasks, num_tasks, max(1, num_tasks // 2)]
     rows = [

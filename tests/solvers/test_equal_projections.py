@@ -73,7 +73,7 @@ def test_nearly_parallel_rows_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("with_rows", [False, True])
-@pytest.mark.parametrize("num_tasks", [5, 24])
+@pytest.mark.parametrize("num_tasks", [5, pytest.param(24, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["spread", "and equal", "no gap"])
 def test_errors_grow_with_the_condition_number(
     kind: str, num_tasks: int, with_rows: bool

@@ -30,6 +30,8 @@ RULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "pcd": functools.partial(balancers.pcd_weights, primary=0),
     "upgrad": balancers.upgrad_weights,
 }
+# Their solvers are those of others here.
+SAME = {"dual_projection", "fair_grad", "imtl_g", "pcd"}
 KEY = jax.random.key(0)
 # The others, and what in their programs asks the host and calls a library. The first
 # two go from task to task, as often as there are tasks, which nobody has to be asked.
@@ -60,7 +62,10 @@ def answers(rule: Callable[[jax.Array], jax.Array], given: jax.Array) -> np.ndar
     return np.asarray(jax.jit(jax.vmap(rule))(given))
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in SAME)) for n in RULES],
+)
 @pytest.mark.parametrize(
     "num_tasks", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 16, 33))]
 )
