@@ -31,7 +31,7 @@ RULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "upgrad": balancers.upgrad_weights,
 }
 # Their solvers are those of others here.
-SAME = {"dual_projection", "fair_grad", "imtl_g", "pcd"}
+SAME = {"dual_projection", "fair_grad", "imtl_g"}
 KEY = jax.random.key(0)
 # The others, and what in their programs asks the host and calls a library. The first
 # two go from task to task, as often as there are tasks, which nobody has to be asked.
