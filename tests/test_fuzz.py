@@ -163,6 +163,7 @@ def test_nonsense_for_a_number_is_an_error_that_names_it(name: str) -> None:
         ("cagrad", {"rescale": np.float64(5)}, "rescale must be 0, 1 or 2"),
         ("cagrad", {"c": 10**400}, "c must be a number"),
         ("clip_weights", {"low": float("inf")}, r"low must be .* \[-inf, inf\)"),
+        ("clip_weights", {"low": np.float32(3), "high": 2.0}, r"in \[3.0, inf\]"),
         ("auto_lambda", {"primary": {"a": 1}}, "primary must be a list"),
         ("uncertainty", {"optimizer": optax.adam}, "call it, with a learning rate"),
         (

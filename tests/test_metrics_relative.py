@@ -39,7 +39,9 @@ def test_it_is_differentiable_inside_and_flat_outside() -> None:
     ("arguments", "message"),
     [
         ((0.5, 0.3, 0.3), "must differ, got 0.3 twice"),
+        ((0.5, np.float32(2), 2.0), "must differ"),
         ((0.5, float("nan"), 1.0), "must be finite"),
+        ((0.5, np.float32("inf"), 1.0), "must be finite"),
         ((0.5, 0.0, 1.0, 0.0), "cap must be"),
         (({"a": 0.5}, {"b": 0.0}), "chance must be one number, or a pytree like"),
     ],

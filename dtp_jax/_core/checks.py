@@ -41,20 +41,20 @@ def check_number(
         ValueError: If the number is not in the interval (NaN never is).
     """
     check_real(name, value)
-    value = _as_python(value)
-    if not isinstance(value, (int, float)):
+    number = known_number(value)
+    if number is None:
         return
-    above = low is None or (value > low if open_low else value >= low)
-    below = high is None or (value < high if open_high else value <= high)
+    above = low is None or (number > low if open_low else number >= low)
+    below = high is None or (number < high if open_high else number <= high)
     # Neither infinite nor an integer that no float is as large as.
-    known = abs(value) <= sys.float_info.max or (infinite and value == value)
-    if above and below and known:
+    allowed = abs(number) <= sys.float_info.max or (infinite and number == number)
+    if above and below and allowed:
         return
     left = f"{'[' if infinite else '('}-inf"
     right = f"inf{']' if infinite else ')'}"
     left = left if low is None else f"{'(' if open_low else '['}{low}"
     right = right if high is None else f"{high}{')' if open_high else ']'}"
-    raise ValueError(f"{name} must be a number in {left}, {right}, got {value!r}.")
+    raise ValueError(f"{name} must be a number in {left}, {right}, got {number!r}.")
 
 
 def check_scalar(name: str, value: Any, **interval: Any) -> None:
@@ -162,6 +162,24 @@ def check_static(name: str, value: Any, instead: str = "") -> None:
             f"optax.inject_hyperparams traces all numbers: add static_args=('{name}',)"
             f"{other}."
         )
+
+
+def known_number(value: Any) -> float | None:
+    """Reads a number that is known while a program is traced.
+
+    Args:
+        value: Of Python or NumPy, or anything else.
+
+    Returns:
+        The number; None for what is none, and for arrays and tracers.
+
+    Example:
+        >>> import numpy as np
+        >>> known_number(np.float32(0.5)), known_number(np.ones(2)), known_number("1")
+        (0.5, None, None)
+    """
+    value = _as_python(value)
+    return value if isinstance(value, (int, float)) else None
 
 
 def index_of(value: Any) -> int:

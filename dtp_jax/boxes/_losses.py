@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_number, known_number
 from dtp_jax._core.numerics import difference
 
 from ._inputs import as_boxes, as_pairs
@@ -61,7 +61,7 @@ def kl_loss(
         He et al., "Bounding Box Regression with Uncertainty", CVPR 2019, sec. 3.2.
     """
     check_number("log_variance_min", log_variance_min, infinite=True)
-    least = log_variance_min if isinstance(log_variance_min, (int, float)) else None
+    least = known_number(log_variance_min)
     check_number("log_variance_max", log_variance_max, low=least, infinite=True)
     prediction, target = as_pairs("prediction", prediction, "target", target)
     error = difference(prediction, target)

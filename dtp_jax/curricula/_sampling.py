@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dtp_jax import gumbel
 from dtp_jax._core import linalg
-from dtp_jax._core.checks import check_scalar, check_whole
+from dtp_jax._core.checks import check_scalar, check_whole, known_number
 
 Sampling = Literal["gumbel", "systematic"]
 
@@ -99,7 +99,7 @@ def sample_tasks(
 
 def _mixed(weights: jax.Array, uniform: jax.typing.ArrayLike) -> jax.Array:
     """The weights, in part replaced by equal ones of the same sum."""
-    if isinstance(uniform, (int, float)) and uniform == 0:
+    if known_number(uniform) == 0:
         return weights
     positive = weights > 0
     # Divided before they are summed, large weights do not overflow.

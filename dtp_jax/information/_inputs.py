@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_number, known_number
 from dtp_jax._core.numerics import exact, relative_logits, working_type
 
 Axis = int | tuple[int, ...] | None
@@ -16,7 +16,7 @@ Terms = Callable[..., jax.Array]
 def in_base(nats: jax.Array, base: ArrayLike | None) -> jax.Array:
     """Changes the unit, from nats."""
     check_number("base", base, low=0, open_low=True)
-    if isinstance(base, (int, float)) and base == 1:
+    if known_number(base) == 1:
         raise ValueError("base must not be 1, whose logarithm is zero.")
     return nats if base is None else nats / jnp.log(jnp.asarray(base, nats.dtype))
 

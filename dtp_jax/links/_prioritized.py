@@ -16,6 +16,7 @@ from dtp_jax._core.balancer import (
     nonzero,
     transformation,
 )
+from dtp_jax._core.checks import known_number
 from dtp_jax._core.counters import count_up
 from dtp_jax._core.layout import TaskLayout, layout_of, missing_value, per_task
 from dtp_jax._core.reads import required
@@ -302,7 +303,7 @@ def check_normalize(normalize: Any, floor: Any) -> None:
         raise ValueError(
             f"normalize must be None, 'sum_to_T' or 'sum_to_1', got {normalize!r}."
         )
-    if normalize is None and isinstance(floor, (int, float)) and floor != 0:
+    if normalize is None and known_number(floor):
         raise ValueError(
             "floor mixes the weights with their mean, which normalize=None leaves to "
             'shrink with them: use normalize="sum_to_T", or optax.chain('

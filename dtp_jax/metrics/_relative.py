@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dtp_jax._core.checks import check_last_axis, check_number
+from dtp_jax._core.checks import check_last_axis, check_number, known_number
 from dtp_jax._core.layout import missing_value
 from dtp_jax._core.numerics import as_floats, exact
 
@@ -107,10 +107,10 @@ def check_range(name: str, chance: Any, reference: Any) -> None:
     Raises:
         ValueError: If they are equal, or one is not finite.
     """
-    ends = [end for end in (chance, reference) if isinstance(end, (int, float))]
-    if not all(map(math.isfinite, ends)):
+    ends = [known_number(end) for end in (chance, reference)]
+    if any(end is not None and not math.isfinite(end) for end in ends):
         raise ValueError(f"{name} must be finite, got {chance!r} and {reference!r}.")
-    if len(ends) == 2 and chance == reference:
+    if ends[0] is not None and ends[0] == ends[1]:
         raise ValueError(
             f"{name} must differ, got {chance!r} twice: the first is what guessing "
             "scores, the second what a good result is."

@@ -299,8 +299,9 @@ ACTIVE_3 = np.array([1.0, 1.0, 0.0, 1.0])
 
 
 def test_a_floor_needs_a_sum() -> None:
-    with pytest.raises(ValueError, match=r"floor mixes .*normalize=\"sum_to_T\""):
-        dynamic_task_prioritization(NAMES, floor=0.1, normalize=None)
+    for floor in (0.1, np.float32(0.1)):
+        with pytest.raises(ValueError, match=r"floor mixes .*normalize=\"sum_to_T\""):
+            dynamic_task_prioritization(NAMES, floor=floor, normalize=None)
     with pytest.raises(ValueError, match="floor must be"):
         dynamic_task_prioritization(NAMES, floor=1.1)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dtp_jax._core.balancer import Balancer, nonzero, transformation
-from dtp_jax._core.checks import check_number
+from dtp_jax._core.checks import check_number, known_number
 from dtp_jax._core.layout import layout_of, per_task
 
 
@@ -43,7 +43,7 @@ def clip_weights(low: Any = None, high: Any = None) -> Balancer:
         raise ValueError("clip_weights needs a bound: low=, high=, or both.")
     for number in jax.tree.leaves(low):
         check_number("low", number, high=math.inf, open_high=True, infinite=True)
-    least = low if isinstance(low, (int, float)) and low > 0 else 0
+    least = max(0, known_number(low) or 0)
     for number in jax.tree.leaves(high):
         check_number("high", number, low=least, open_low=least == 0, infinite=True)
 
