@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dtp_jax._core import linalg
 from dtp_jax._core.balancer import Balancer, gramian_weighting
-from dtp_jax._core.checks import check_whole
+from dtp_jax._core.checks import check_whole, known_number
 
 # Up to so many, comparing all pairs of each task's distances takes the least time.
 _MAX_TASKS_FOR_PAIRS = 16
@@ -165,12 +165,13 @@ def _check(num_byzantine: Any, num_selected: Any) -> None:
 
 
 def _check_tasks(num_tasks: int, num_byzantine: Any, num_selected: Any) -> None:
-    if isinstance(num_byzantine, int) and num_tasks < num_byzantine + 3:
+    byzantine, selected = known_number(num_byzantine), known_number(num_selected)
+    if byzantine is not None and num_tasks < byzantine + 3:
         raise ValueError(
             f"krum with num_byzantine={num_byzantine} needs at least "
-            f"{num_byzantine + 3} tasks, got {num_tasks}: lower num_byzantine."
+            f"{byzantine + 3} tasks, got {num_tasks}: lower num_byzantine."
         )
-    if isinstance(num_selected, int) and num_tasks < num_selected:
+    if selected is not None and num_tasks < selected:
         raise ValueError(
             f"krum cannot select num_selected={num_selected} of {num_tasks} tasks."
         )

@@ -140,10 +140,13 @@ def test_float64() -> None:
 
 def test_wrong_numbers() -> None:
     message = "num_byzantine=2 needs at least 5 tasks, got 4: lower num_byzantine"
-    with pytest.raises(ValueError, match=message):
-        _krum.krum_weights(jnp.eye(4), num_byzantine=2)
-    with pytest.raises(ValueError, match="cannot select num_selected=5 of 4 tasks"):
-        _krum.krum_weights(jnp.eye(4), num_byzantine=0, num_selected=5)
+    for number in (int, np.int64):
+        with pytest.raises(ValueError, match=message):
+            _krum.krum_weights(jnp.eye(4), num_byzantine=number(2))
+        with pytest.raises(ValueError, match="cannot select num_selected=5 of 4 tasks"):
+            _krum.krum_weights(
+                jnp.eye(4), num_byzantine=number(0), num_selected=number(5)
+            )
     with pytest.raises(ValueError, match="num_byzantine must be an integer of at"):
         krum(num_byzantine=-1)
     with pytest.raises(ValueError, match="num_selected must be an integer of at"):
